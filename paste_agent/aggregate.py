@@ -1,0 +1,246 @@
+"""Folds records into totals. Pure: no clock, no file.
+
+Durations are counted in fine buckets, eight to each doubling, which also have every bound that is exported: what a
+collector gets is exact, and a percentile of the report is off by at most 5 %.
+"""
+
+from __future__ import annotations
+
+import json
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from paste_agent.recorder import layout
+from paste_agent.recorder.layout import FAILED, KIND_OVERFLOW, KIND_SERVER, RECORD_SIZE
+from paste_agent.recorder.reader import Reader
+
+REQUEST_DURATION = "http.server.request.duration"
+QUEUE_DURATION = "paste_agent.request.queue.duration"
+REPORT_DURATION = "paste_agent.report.duration"
+KIND_NAMES = {KIND_SERVER: REQUEST_DURATION}
+OVERFLOW = '{"otel.metric.overflow": true}'
+NO_ATTRIBUTES = "{}"
+
+#: Seconds; OpenTelemetry's advice for HTTP durations.
+EXPORT_BOUNDS_S = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
+_NS = 1_000_000_000
+EXPORT_BOUNDS_NS = tuple(round(bound * _NS) for bound in EXPORT_BOUNDS_S)
+#: Nanoseconds, from 8 µs to 18 min; bucket i holds what is above BOUNDS[i - 1] and at most BOUNDS[i].
+BOUNDS = tuple(sorted({round(2 ** (step / 8)) for step in range(13 * 8, 40 * 8 + 1)} | set(EXPORT_BOUNDS_NS)))
+#: Width of the finest rollup.
+SLOT_S = 10
+_CELL_BITS = 9  # of a bucket's number beside a series' in one integer: BOUNDS has fewer than 500
+#: A record that ends so far ahead of the clock was not written by an agent.
+_FUTURE_NS = 60 * _NS
+
+
+@dataclass
+class Total:
+    """What is known of the durations of one series."""
+
+    count: int = 0
+    sum_ns: int = 0
+    max_ns: int = 0
+    satisfied: int = 0
+    tolerating: int = 0
+    frustrated: int = 0
+    buckets: dict[int, int] = field(default_factory=dict)  #: by index into BOUNDS
+
+    def add(self, other: Total) -> None:
+        self.count += other.count
+        self.sum_ns += other.sum_ns
+        self.max_ns = max(self.max_ns, other.max_ns)
+        self.satisfied += other.satisfied
+        self.tolerating += other.tolerating
+        self.frustrated += other.frustrated
+        for bucket, count in other.buckets.items():
+            self.buckets[bucket] = self.buckets.get(bucket, 0) + count
+
+    def observe(self, duration_ns: int) -> None:
+        bucket = bisect_left(BOUNDS, duration_ns)
+        self.count += 1
+        self.sum_ns += duration_ns
+        self.max_ns = max(self.max_ns, duration_ns)
+        self.buckets[bucket] = self.buckets.get(bucket, 0) + 1
+
+    def quantile_ns(self, share: float) -> float:
+        """The duration that `share` of all stay below: 0.95 for p95. 0 for an empty total."""
+        rank = share * self.count
+        below = 0
+        for bucket in sorted(self.buckets):
+            count = self.buckets[bucket]
+            if below + count >= rank:
+                low = BOUNDS[bucket - 1] if bucket else 0
+                high = BOUNDS[bucket] if bucket < len(BOUNDS) else self.max_ns
+                return min(low + (high - low) * max(0.0, rank - below) / count, float(self.max_ns))
+            below += count
+        return float(self.max_ns)
+
+    def apdex(self) -> float | None:
+        """Satisfied and half of the tolerating, of all; None for an empty total."""
+        rated = self.satisfied + self.tolerating + self.frustrated
+        return (self.satisfied + self.tolerating / 2) / rated if rated else None
+
+    def export_counts(self) -> list[int]:
+        """Counts of the buckets that EXPORT_BOUNDS_S divides, one more than there are bounds."""
+        counts = [0] * (len(EXPORT_BOUNDS_NS) + 1)
+        for bucket, count in self.buckets.items():
+            counts[_EXPORT_BUCKET[bucket]] += count
+        return counts
+
+
+_EXPORT_BUCKET = [bisect_left(EXPORT_BOUNDS_NS, bound) for bound in BOUNDS] + [len(EXPORT_BOUNDS_NS)]
+
+#: Metric name and attributes as canonical JSON.
+SeriesKey = tuple[str, str]
+
+
+class Delta:
+    """What one drain adds, by series and by the slot of time that it falls into."""
+
+    def __init__(self) -> None:
+        self.totals: dict[tuple[SeriesKey, int], Total] = {}
+
+    def at(self, key: SeriesKey, slot_s: int) -> Total:
+        """The total to add to. slot_s: start of the slot, s since the epoch, a multiple of SLOT_S."""
+        total = self.totals.get((key, slot_s))
+        if total is None:
+            total = self.totals[key, slot_s] = Total()
+        return total
+
+
+class Apdex:
+    """Splits the fine buckets at the two thresholds of the Apdex, so that counting its zones costs a record nothing."""
+
+    def __init__(self, t_s: float) -> None:
+        satisfied_ns, tolerating_ns = round(t_s * _NS), round(4 * t_s * _NS)
+        self.bounds = tuple(sorted({*BOUNDS, satisfied_ns, tolerating_ns}))
+        self.bucket = [bisect_left(BOUNDS, bound) for bound in self.bounds] + [len(BOUNDS)]
+        zones = [0 if bound <= satisfied_ns else 1 if bound <= tolerating_ns else 2 for bound in self.bounds]
+        self.zone = [*zones, 2]
+
+
+class Run(NamedTuple):
+    """Records that were folded at one go."""
+
+    position: int  #: after the last one
+    kept: list[int]  #: numbers of those that are kept as traces
+    served_ns: int  #: sum of their durations
+
+
+class Folder:
+    """Folds the records of one recorder into deltas. Holds no count between two drains."""
+
+    def __init__(self, reader: Reader, apdex: Apdex) -> None:
+        self._reader = reader
+        self._apdex = apdex
+        self._keys: dict[int, SeriesKey] = {}
+
+    def fold(self, delta: Delta, data: bytes, position: int, ready_ns: int, wall_offset_ns: int) -> Run:
+        """Fold the records of `data`, which begins with number `position`, up to the first that is not ready.
+
+        ready_ns: a record that ended after it, ns of the monotonic clock, is left for the next drain.
+        wall_offset_ns: to be added to the monotonic clock to give the time since the epoch.
+        """
+        kept: list[int] = []
+        served_ns = 0
+        start = position
+        while (begin := (position - start) * RECORD_SIZE) < len(data):
+            body = layout.RECORD_BODY.unpack_from(data, begin + layout.RECORD_BODY_AT)
+            end_ns = body[3] + body[4]
+            if body[5] != position + 1:
+                break
+            if end_ns > ready_ns:
+                if end_ns <= ready_ns + _FUTURE_NS:
+                    break
+                position += 1  # noise
+                continue
+            slot_s = (end_ns + wall_offset_ns) // _NS // SLOT_S * SLOT_S
+            slot_end_ns = (slot_s + SLOT_S) * _NS - wall_offset_ns
+            until_ns = min(ready_ns, slot_end_ns)
+            position, more_ns = self._fold_slot(delta, data[begin:], position, until_ns, slot_s, kept)
+            served_ns += more_ns
+        return Run(position, kept, served_ns)
+
+    def _fold_slot(
+        self, delta: Delta, data: bytes, position: int, until_ns: int, slot_s: int, kept: list[int]
+    ) -> tuple[int, int]:
+        """The loop that every record goes through: at least 500,000 a second, see bench/drain.py."""
+        cells: dict[int, int] = {}
+        sums: dict[int, int] = {}
+        longest: dict[int, int] = {}
+        cell_of, sum_of, longest_of = cells.get, sums.get, longest.get
+        queue: list[int] = []
+        bounds = self._apdex.bounds
+        expected = position + 1
+        for series, why, queue_us, start_ns, duration_ns, sequence in layout.RECORDS.iter_unpack(data):
+            if sequence != expected or start_ns + duration_ns > until_ns:
+                break
+            expected += 1
+            cell = series << _CELL_BITS | bisect_left(bounds, duration_ns)
+            cells[cell] = cell_of(cell, 0) + 1
+            sums[series] = sum_of(series, 0) + duration_ns
+            if duration_ns > longest_of(series, -1):
+                longest[series] = duration_ns
+            if why:
+                kept.append(expected - 2)
+            if queue_us:
+                queue.append(queue_us)
+        for cell, count in cells.items():
+            self._add(delta, cell, count, slot_s)
+        for series, sum_ns in sums.items():
+            total = delta.at(self._key(series & ~FAILED), slot_s)
+            total.sum_ns += sum_ns
+            total.max_ns = max(total.max_ns, longest[series])
+        if queue:
+            total = delta.at((QUEUE_DURATION, NO_ATTRIBUTES), slot_s)
+            for queue_us in queue:
+                total.observe((queue_us - 1) * 1000)
+        return expected - 1, sum(sums.values())
+
+    def _add(self, delta: Delta, cell: int, count: int, slot_s: int) -> None:
+        series, place = cell >> _CELL_BITS, cell & (1 << _CELL_BITS) - 1
+        total = delta.at(self._key(series & ~FAILED), slot_s)
+        bucket = self._apdex.bucket[place]
+        total.count += count
+        total.buckets[bucket] = total.buckets.get(bucket, 0) + count
+        zone = self._apdex.zone[place]
+        if series & FAILED or zone == 2:
+            total.frustrated += count
+        elif zone == 1:
+            total.tolerating += count
+        else:
+            total.satisfied += count
+
+    def _key(self, number: int) -> SeriesKey:
+        key = self._keys.get(number)
+        if key is None:
+            key = self._keys[number] = self.key_of(number)
+        return key
+
+    def key_of(self, number: int) -> SeriesKey:
+        """Metric and attributes of a series; the overflow's for one that cannot be read: its count still holds."""
+        entry = self._reader.series(number)
+        if entry is None:
+            return REQUEST_DURATION, OVERFLOW
+        kind, fields = entry
+        name = KIND_NAMES.get(kind & ~KIND_OVERFLOW, REQUEST_DURATION)
+        if kind & KIND_OVERFLOW or kind not in KIND_NAMES:
+            return name, OVERFLOW
+        return name, attributes_of(layout.SERVER_FIELDS, fields)
+
+
+def attributes_of(names: Sequence[str], fields: Iterable[str | None]) -> str:
+    """Attributes as canonical JSON: sorted, without those that have no value, the status as a number."""
+    attributes: dict[str, str | int] = {}
+    for name, value in zip(names, fields, strict=False):
+        if value is None:
+            continue
+        attributes[name] = int(value) if name == "http.response.status_code" and value.isdecimal() else value
+    return canonical(attributes)
+
+
+def canonical(attributes: Mapping[str, object]) -> str:
+    return json.dumps(attributes, sort_keys=True)

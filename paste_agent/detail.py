@@ -1,0 +1,128 @@
+"""Turns what a kept transaction left behind into a row of the store. For the reporter: it reads source files."""
+
+from __future__ import annotations
+
+import json
+import linecache
+from collections.abc import Mapping
+from urllib.parse import parse_qsl, quote
+
+from paste_agent.aggregate import Folder
+from paste_agent.naming import KNOWN_METHODS
+from paste_agent.recorder.layout import FAILED, KEPT_FAILED
+from paste_agent.store.store import TraceRow
+from paste_agent.transaction import KeptTransaction, Raised
+
+_NO_SPAN = bytes(8)
+_MAX_STACK = 16_384
+
+
+def trace_row(
+    kept: KeptTransaction, attributes: str, failed: bool, wall_offset_ns: int, record_query: bool
+) -> TraceRow:
+    """The row of a kept transaction.
+
+    attributes: of its series, canonical JSON. wall_offset_ns: see Folder.fold. record_query: whether `url.query` is.
+    """
+    detail: dict[str, object] = {"attributes": _attributes(kept, record_query)}
+    if kept.tracestate:
+        detail["tracestate"] = kept.tracestate
+    if kept.error is not None:
+        detail["exception"] = {
+            "type": kept.error.type,
+            "message": kept.error.message,
+            "stacktrace": stacktrace(kept.error),
+        }
+    return TraceRow(
+        trace_id=kept.trace_id,
+        span_id=kept.span_id,
+        parent_id=None if kept.parent_id == _NO_SPAN else kept.parent_id,
+        started_at_ns=kept.start_ns + wall_offset_ns,
+        duration_ns=kept.duration_ns,
+        failed=failed,
+        why=kept.why,
+        attributes=json.loads(attributes),
+        detail=detail,
+    )
+
+
+def bare_row(
+    ids: tuple[bytes, bytes, bytes], body: tuple[int, int, int, int, int, int], folder: Folder, wall_offset_ns: int
+) -> TraceRow:
+    """The same from its record alone: all that is left when the process died before it wrote the detail."""
+    series, why, _, start_ns, duration_ns, _ = body
+    trace_id, span_id, parent_id = ids
+    return TraceRow(
+        trace_id=trace_id,
+        span_id=span_id,
+        parent_id=None if parent_id == _NO_SPAN else parent_id,
+        started_at_ns=start_ns + wall_offset_ns,
+        duration_ns=duration_ns,
+        failed=bool(series & FAILED) or bool(why & KEPT_FAILED),
+        why=why,
+        attributes=json.loads(folder.key_of(series & ~FAILED)[1]),
+        detail=None,
+    )
+
+
+def _attributes(kept: KeptTransaction, record_query: bool) -> dict[str, str | int | float]:
+    """Attributes of the span beyond those of its series."""
+    headers = kept.headers
+    address, port = _server(headers)
+    found: dict[str, str | int | float | None] = {
+        "url.path": _text(kept.path),
+        "url.query": redacted(kept.query) if record_query and kept.query else None,
+        "http.request.method_original": None if kept.method in KNOWN_METHODS else kept.method,
+        "server.address": address,
+        "server.port": port,
+        "client.address": headers.get("REMOTE_ADDR"),
+        "network.peer.address": headers.get("REMOTE_ADDR"),
+        "user_agent.original": _text(headers["HTTP_USER_AGENT"]) if "HTTP_USER_AGENT" in headers else None,
+        "paste_agent.request.queue.duration": (kept.queue_us - 1) / 1e6 if kept.queue_us else None,
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _server(headers: Mapping[str, str]) -> tuple[str | None, int | None]:
+    """Host and port that the client asked for; what the server is bound to where it did not say."""
+    host = headers.get("HTTP_HOST", "")
+    name, _, port = host.rpartition(":") if host.rpartition(":")[2].isdecimal() else (host, "", "")
+    if not name:
+        name, port = headers.get("SERVER_NAME", ""), headers.get("SERVER_PORT", "")
+    if not port:
+        port = "443" if headers.get("wsgi.url_scheme") == "https" else "80"
+    number = int(port) if port.isdecimal() and len(port) <= 5 else 0
+    return name.strip("[]") or None, number if 0 < number < 65536 else None
+
+
+def _text(value: str) -> str:
+    """A WSGI string, which holds bytes as characters, as the UTF-8 that those bytes mostly are."""
+    try:
+        return value.encode("latin-1").decode("utf-8", "replace")
+    except UnicodeEncodeError:
+        return value.encode("utf-8", "replace").decode()
+
+
+def redacted(query: str) -> str:
+    """A query string with its names and without its values."""
+    return "&".join(f"{quote(name)}=REDACTED" for name, _ in parse_qsl(query, keep_blank_values=True))
+
+
+def stacktrace(raised: Raised) -> str:
+    """An exception with its causes, as Python prints it; the innermost part where it is too long."""
+    parts: list[str] = []
+    if raised.cause is not None:
+        parts.append(stacktrace(raised.cause))
+        parts.append(
+            "\nThe above exception was the direct cause of the following exception:\n\n"
+            if raised.explicit_cause
+            else "\nDuring handling of the above exception, another exception occurred:\n\n"
+        )
+    parts.append("Traceback (most recent call last):\n")
+    for frame in raised.frames:
+        parts.append(f'  File "{frame.file}", line {frame.line}, in {frame.function}\n')
+        source = linecache.getline(frame.file, frame.line).strip()
+        if source:
+            parts.append(f"    {source}\n")
+    parts.append(f"{raised.type}: {raised.message}\n" if raised.message else f"{raised.type}\n")
+    return "".join(parts)[-_MAX_STACK:]

@@ -1,0 +1,393 @@
+"""OTLP messages as bytes, and what a collector answers. Pure: no clock, no network. The home of opentelemetry-proto.
+
+What comes from the store is not trusted: another agent may have written it, or noise. A piece that cannot be sent (an
+attribute of an odd type, ids of the wrong length) is left out; nothing of it makes an encoder raise.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from google.protobuf.message import DecodeError
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest, ExportLogsServiceResponse
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
+    ExportMetricsServiceRequest,
+    ExportMetricsServiceResponse,
+)
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
+    ExportTracePartialSuccess,
+    ExportTraceServiceRequest,
+    ExportTraceServiceResponse,
+)
+from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue, InstrumentationScope, KeyValue
+from opentelemetry.proto.logs.v1.logs_pb2 import SEVERITY_NUMBER_ERROR, LogRecord
+from opentelemetry.proto.metrics.v1 import metrics_pb2
+from opentelemetry.proto.resource.v1.resource_pb2 import Resource
+from opentelemetry.proto.trace.v1.trace_pb2 import (
+    SPAN_FLAGS_CONTEXT_HAS_IS_REMOTE_MASK,
+    SPAN_FLAGS_CONTEXT_IS_REMOTE_MASK,
+    Span,
+    Status,
+)
+
+import paste_agent
+from paste_agent.aggregate import BOUNDS, EXPORT_BOUNDS_S, REQUEST_DURATION, Total
+from paste_agent.metrics import APDEX, APDEX_ZONE, Metric, Reading, lookup
+from paste_agent.recorder.layout import WHY_KEPT
+from paste_agent.store.store import Counters, SeriesTotal, TraceRow
+
+SCHEMA_URL = "https://opentelemetry.io/schemas/1.44.0"
+#: Of one request. Encoding that many takes about a millisecond, and stays far below every collector's limit of a body.
+MAX_POINTS = 200
+#: Semantic conventions, exceptions of HTTP: the name of the event.
+EXCEPTION_EVENT = "http.server.request.exception"
+
+_SAMPLED = 0x01
+_MAX_TRACESTATE = 512
+_CUMULATIVE = metrics_pb2.AGGREGATION_TEMPORALITY_CUMULATIVE
+_INT64_MIN, _INT64_MAX = -(1 << 63), (1 << 63) - 1
+_UINT64_MAX = (1 << 64) - 1
+
+
+class Message(NamedTuple):
+    """One request, serialized."""
+
+    data: bytes
+    items: int  #: data points, spans or log records in it
+
+
+class Partial(NamedTuple):
+    """What a collector that took a request did not like about it."""
+
+    rejected: int
+    message: str
+
+
+# -- parts that all signals have -----------------------------------------------------------------------------------
+
+
+def _text(value: str) -> str:
+    """protobuf refuses lone surrogates, which JSON and file names may hold."""
+    return value.encode("utf-8", "replace").decode()
+
+
+def _any_value(value: object) -> AnyValue | None:
+    if isinstance(value, bool):  # before int, which it is too
+        return AnyValue(bool_value=value)
+    if isinstance(value, str):
+        return AnyValue(string_value=_text(value))
+    if isinstance(value, int):
+        return AnyValue(int_value=value) if _INT64_MIN <= value <= _INT64_MAX else None
+    if isinstance(value, float):
+        return AnyValue(double_value=value)
+    if isinstance(value, (list, tuple)) and all(isinstance(one, (str, int, float)) for one in value):
+        return AnyValue(array_value=ArrayValue(values=[one for one in map(_any_value, value) if one is not None]))
+    return None
+
+
+def _key_values(attributes: object) -> list[KeyValue]:
+    if not isinstance(attributes, Mapping):
+        return []
+    pairs = ((key, _any_value(value)) for key, value in attributes.items() if isinstance(key, str) and key)
+    return [KeyValue(key=_text(key), value=value) for key, value in pairs if value is not None]
+
+
+def _resource(attributes: Mapping[str, object]) -> Resource:
+    return Resource(attributes=_key_values(attributes))
+
+
+def _scope() -> InstrumentationScope:
+    return InstrumentationScope(name="paste_agent", version=paste_agent.__version__)
+
+
+def _within(value: object, low: int, high: int) -> int:
+    """A number of the store's that fits its field."""
+    return min(max(value, low), high) if isinstance(value, int) else low
+
+
+# -- metrics -------------------------------------------------------------------------------------------------------
+
+
+class _Points:
+    """Fills one request after another with data points."""
+
+    def __init__(self, resource: Mapping[str, object], started_at_ns: int, now_ns: int) -> None:
+        self._resource = _resource(resource)
+        self._now_ns = _within(now_ns, 0, _UINT64_MAX)
+        # A clock that was set back must not give an interval that ends before it begins.
+        self._started_at_ns = _within(started_at_ns, 0, self._now_ns)
+        self._open()
+
+    def _open(self) -> None:
+        self._request = ExportMetricsServiceRequest()
+        outer = self._request.resource_metrics.add(resource=self._resource, schema_url=SCHEMA_URL)
+        self._inner = outer.scope_metrics.add(scope=_scope(), schema_url=SCHEMA_URL)
+        self._metrics: dict[str, metrics_pb2.Metric] = {}
+        self.items = 0
+
+    def take(self) -> Message:
+        """The request as filled so far; what follows goes into the next one."""
+        message = Message(self._request.SerializeToString(), self.items)
+        self._open()
+        return message
+
+    def _metric(self, row: Metric) -> metrics_pb2.Metric:
+        metric = self._metrics.get(row.name)
+        if metric is None:
+            metric = self._inner.metrics.add(name=row.name, unit=row.unit, description=row.description)
+            if row.instrument == "histogram":
+                metric.histogram.aggregation_temporality = _CUMULATIVE
+            elif row.instrument != "gauge":
+                metric.sum.aggregation_temporality = _CUMULATIVE
+                metric.sum.is_monotonic = row.instrument == "counter"
+            self._metrics[row.name] = metric
+        return metric
+
+    def histogram(self, row: Metric, attributes: Mapping[str, object], total: Total) -> None:
+        counts = total.export_counts()
+        self._metric(row).histogram.data_points.add(
+            attributes=_key_values(attributes),
+            start_time_unix_nano=self._started_at_ns,
+            time_unix_nano=self._now_ns,
+            # Not total.count: a collector may refuse a point whose count is not the sum of its buckets.
+            count=sum(counts),
+            sum=total.sum_ns / row.divisor,
+            max=total.max_ns / row.divisor,
+            bucket_counts=counts,
+            explicit_bounds=EXPORT_BOUNDS_S,
+        )
+        self.items += 1
+
+    def number(self, row: Metric, attributes: Mapping[str, object], value: float) -> None:
+        """value: in the unit of the metric."""
+        point = metrics_pb2.NumberDataPoint(attributes=_key_values(attributes), time_unix_nano=self._now_ns)
+        if row.whole:
+            point.as_int = round(value)
+        else:
+            point.as_double = value
+        metric = self._metric(row)
+        if row.instrument == "gauge":
+            metric.gauge.data_points.append(point)
+        else:
+            point.start_time_unix_nano = self._started_at_ns
+            metric.sum.data_points.append(point)
+        self.items += 1
+
+
+def encode_metrics(
+    resource: Mapping[str, object],
+    totals: Sequence[SeriesTotal],
+    counters: Counters,
+    readings: Sequence[Reading],
+    started_at_ns: int,
+    now_ns: int,
+) -> Iterator[Message]:
+    """Requests of at most MAX_POINTS data points, each complete in itself; none when there is nothing to say.
+
+    totals, counters: of the store, cumulative since `started_at_ns`. A metric that this version does not know is
+    left out. readings: as of `now_ns`; both in ns since the epoch.
+    """
+    points = _Points(resource, started_at_ns, now_ns)
+    for row, attributes, value in _points_of(totals, counters, readings):
+        if isinstance(value, Total):
+            points.histogram(row, attributes, value)
+        else:
+            points.number(row, attributes, value)
+        if points.items >= MAX_POINTS:
+            yield points.take()
+    if points.items:
+        yield points.take()
+
+
+def _points_of(
+    totals: Iterable[SeriesTotal], counters: Counters, readings: Iterable[Reading]
+) -> Iterator[tuple[Metric, Mapping[str, object], Total | int | float]]:
+    """All that can be sent: numbers in the unit of their metric."""
+    zones: dict[str, int] = {}
+    for series in totals:
+        row = lookup(series.metric)
+        if row is None or row.instrument != "histogram" or not _sane(series.total):
+            continue
+        yield row, series.attributes, series.total
+        if series.metric == REQUEST_DURATION:
+            for zone in ("satisfied", "tolerating", "frustrated"):
+                zones[zone] = zones.get(zone, 0) + getattr(series.total, zone)
+    apdex = lookup(APDEX)
+    assert apdex is not None
+    for zone, count in zones.items():
+        yield apdex, {APDEX_ZONE: zone}, count
+    for (name, attributes), counted in counters.items():
+        row = lookup(name)
+        if row is not None and _fits(row, counted):
+            yield row, _parsed(attributes), counted if row.divisor == 1 else counted / row.divisor
+    for reading in readings:
+        row = lookup(reading.metric)
+        if row is not None and _fits(row, reading.value):
+            yield row, reading.attributes, reading.value
+
+
+def _fits(row: Metric, value: object) -> bool:
+    if row.instrument == "histogram" or not isinstance(value, (int, float)) or not math.isfinite(value):
+        return False
+    low = 0 if row.instrument == "counter" else _INT64_MIN
+    return low <= value < _INT64_MAX
+
+
+def _sane(total: Total) -> bool:
+    """Whether no number is below zero, and every bucket is one that this version has."""
+    numbers = (total.sum_ns, total.max_ns, total.satisfied, total.tolerating, total.frustrated)
+    return (
+        min(numbers) >= 0 and max(total.buckets, default=0) <= len(BOUNDS) and sum(total.buckets.values()) <= _INT64_MAX
+    )
+
+
+def _parsed(attributes: str) -> Mapping[str, object]:
+    try:
+        parsed = json.loads(attributes)
+    except ValueError:
+        return {}
+    return parsed if isinstance(parsed, dict) else {}
+
+
+# -- traces and logs -----------------------------------------------------------------------------------------------
+
+
+def _detail(row: TraceRow, key: str) -> object:
+    return row.detail.get(key) if isinstance(row.detail, Mapping) else None
+
+
+def _identified(row: TraceRow) -> bool:
+    """Whether it has ids that are valid: a collector may refuse a whole request for one that has not."""
+    return _is_id(row.trace_id, 16) and _is_id(row.span_id, 8)
+
+
+def _is_id(value: object, size: int) -> bool:
+    return isinstance(value, bytes) and len(value) == size and any(value)
+
+
+def _interval_ns(row: TraceRow) -> tuple[int, int]:
+    start_ns = _within(row.started_at_ns, 0, _UINT64_MAX)
+    return start_ns, _within(start_ns + _within(row.duration_ns, 0, _UINT64_MAX), start_ns, _UINT64_MAX)
+
+
+def encode_traces(resource: Mapping[str, object], rows: Iterable[TraceRow]) -> Message | None:
+    """A request with the span of each row; None when no row has valid ids."""
+    request = ExportTraceServiceRequest()
+    outer = request.resource_spans.add(resource=_resource(resource), schema_url=SCHEMA_URL)
+    inner = outer.scope_spans.add(scope=_scope(), schema_url=SCHEMA_URL)
+    inner.spans.extend(_span(row) for row in rows if _identified(row))
+    return Message(request.SerializeToString(), len(inner.spans)) if inner.spans else None
+
+
+def _span(row: TraceRow) -> Span:
+    attributes: dict[str, object] = {}
+    for part in (row.attributes, _detail(row, "attributes")):
+        if isinstance(part, Mapping):
+            attributes.update(part)
+    # It belongs to the series that the request was counted under; the request itself is no overflow.
+    attributes.pop("otel.metric.overflow", None)
+    attributes["paste_agent.why_kept"] = [word for bit, word in WHY_KEPT.items() if _within(row.why, 0, 0xFFFF) & bit]
+    start_ns, end_ns = _interval_ns(row)
+    span = Span(
+        trace_id=row.trace_id,
+        span_id=row.span_id,
+        flags=_SAMPLED,
+        name=_span_name(attributes),
+        kind=Span.SPAN_KIND_SERVER,
+        start_time_unix_nano=start_ns,
+        end_time_unix_nano=end_ns,
+        attributes=_key_values(attributes),
+    )
+    if row.parent_id is not None and _is_id(row.parent_id, 8):
+        span.parent_span_id = row.parent_id
+        span.flags |= SPAN_FLAGS_CONTEXT_HAS_IS_REMOTE_MASK | SPAN_FLAGS_CONTEXT_IS_REMOTE_MASK
+    tracestate = _detail(row, "tracestate")
+    if isinstance(tracestate, str) and len(tracestate) <= _MAX_TRACESTATE and tracestate.isascii():
+        span.trace_state = tracestate
+    if row.failed:
+        # No description: it would say again what the status code, or the exception's own record, says.
+        span.status.code = Status.STATUS_CODE_ERROR
+    return span
+
+
+def _span_name(attributes: Mapping[str, object]) -> str:
+    method, route = attributes.get("http.request.method"), attributes.get("http.route")
+    name = _text(method) if isinstance(method, str) and method not in ("", "_OTHER") else "HTTP"
+    return f"{name} {_text(route)}" if isinstance(route, str) and route else name
+
+
+def encode_logs(resource: Mapping[str, object], rows: Iterable[TraceRow]) -> Message | None:
+    """A request with the exception of each row that has one; None when none has."""
+    request = ExportLogsServiceRequest()
+    outer = request.resource_logs.add(resource=_resource(resource), schema_url=SCHEMA_URL)
+    inner = outer.scope_logs.add(scope=_scope(), schema_url=SCHEMA_URL)
+    records = (_exception(row) for row in rows if _identified(row))
+    inner.log_records.extend(record for record in records if record is not None)
+    return Message(request.SerializeToString(), len(inner.log_records)) if inner.log_records else None
+
+
+def _exception(row: TraceRow) -> LogRecord | None:
+    exception = _detail(row, "exception")
+    if not isinstance(exception, Mapping):
+        return None
+    words = {f"exception.{key}": exception.get(key) for key in ("type", "message", "stacktrace")}
+    attributes = {name: value for name, value in words.items() if isinstance(value, str) and value}
+    # Semantic conventions: one of the two is required.
+    if not attributes.keys() & {"exception.type", "exception.message"}:
+        return None
+    # When it was raised is not known; that it was at the end of the request is nearest to the truth.
+    _, end_ns = _interval_ns(row)
+    return LogRecord(
+        time_unix_nano=end_ns,
+        observed_time_unix_nano=end_ns,
+        severity_number=SEVERITY_NUMBER_ERROR,
+        severity_text="ERROR",
+        event_name=EXCEPTION_EVENT,
+        attributes=_key_values(attributes),
+        trace_id=row.trace_id,
+        span_id=row.span_id,
+        flags=_SAMPLED,
+    )
+
+
+# -- what a collector answers --------------------------------------------------------------------------------------
+
+
+def empty_request(signal: str) -> bytes:
+    """A valid request without a single item. It has no bytes at all, as protobuf has it."""
+    if signal == "traces":
+        return ExportTraceServiceRequest().SerializeToString()
+    if signal == "metrics":
+        return ExportMetricsServiceRequest().SerializeToString()
+    return ExportLogsServiceRequest().SerializeToString()
+
+
+def read_partial(signal: str, body: bytes) -> Partial | None:
+    """`partial_success` of a response; None when all was taken, or when the body is none that can be decoded."""
+    try:
+        if signal == "traces":
+            traces = ExportTraceServiceResponse.FromString(body).partial_success
+            rejected, message = traces.rejected_spans, traces.error_message
+        elif signal == "metrics":
+            metrics = ExportMetricsServiceResponse.FromString(body).partial_success
+            rejected, message = metrics.rejected_data_points, metrics.error_message
+        else:
+            logs = ExportLogsServiceResponse.FromString(body).partial_success
+            rejected, message = logs.rejected_log_records, logs.error_message
+    except DecodeError:
+        return None
+    return Partial(max(rejected, 0), message) if rejected > 0 or message else None
+
+
+def read_status(body: bytes) -> str | None:
+    """The message of a google.rpc.Status, which is the body of a refusal; None when it is something else.
+
+    That type is in no package that this one needs, but a partial success has the same fields under the same numbers.
+    """
+    try:
+        return ExportTracePartialSuccess.FromString(body).error_message or None
+    except DecodeError:
+        return None

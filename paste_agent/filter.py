@@ -1,0 +1,111 @@
+"""The PasteDeploy filter: a request's way through the agent.
+
+Measured by bench/overhead.py. What is not done here is done by the reporter: no lock, no I/O, no system call, and
+nothing that waits.
+"""
+
+from __future__ import annotations
+
+import os
+from _thread import get_ident
+from collections.abc import Iterable, Mapping
+from time import perf_counter_ns
+
+from paste_agent import ini, instrument, lifecycle, settings
+from paste_agent.recorder.layout import SLOT
+from paste_agent.response import ListResponse, respond
+from paste_agent.transaction import Environ, StartResponse, WSGIApplication, queue_us_of
+
+_pack_slot = SLOT.pack_into
+
+
+class AgentFilter:
+    """A WSGI application around another one. `lifecycle.Agent` decides where its records go."""
+
+    def __init__(self, application: WSGIApplication, agent: lifecycle.Agent) -> None:
+        self.application = application
+        self.agent = agent
+
+    def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        if "paste_agent.transaction" in environ:  # twice in one pipeline: the outer one measures
+            return self.application(environ, start_response)
+        transaction = ListResponse()
+        transaction.start_ns = start_ns = perf_counter_ns()
+        transaction.environ = environ
+        transaction.status = transaction.route = transaction.error_type = None
+        transaction.server_start_response = start_response
+        try:
+            transaction.recorder = recorder = self.agent.serving or self.agent.serve()
+            # All as the client sent it: urlmap and others move parts of the path while the request runs.
+            transaction.method = method = environ["REQUEST_METHOD"]
+            transaction.path = path = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
+            transaction.scheme = scheme = environ["wsgi.url_scheme"]
+            transaction.queue_us = (
+                queue_us_of(environ) if "HTTP_X_REQUEST_START" in environ or "HTTP_X_QUEUE_START" in environ else 0
+            )
+            number = recorder.started()
+            transaction.slot = slot = recorder.pop_slot()
+            _pack_slot(
+                recorder.buffer,
+                slot,
+                start_ns,
+                number,
+                get_ident(),
+                len(scheme),
+                method.encode(),
+                environ["HTTP_TRACEPARENT"].encode() if "HTTP_TRACEPARENT" in environ else b"",
+                path.encode(),
+                number,
+            )
+        except Exception as fault:
+            if not self._begin_all_the_same(transaction, environ, fault):
+                return self.application(environ, start_response)
+        environ["paste_agent.transaction"] = transaction
+        try:
+            body = self.application(environ, transaction.start_response)
+        except BaseException as error:
+            transaction.fail(error)
+            transaction.finish()
+            raise
+        if body.__class__ is list:
+            transaction.body = body
+            return transaction
+        return respond(transaction, body, environ)
+
+    def _begin_all_the_same(self, transaction: ListResponse, environ: Environ, fault: Exception) -> bool:
+        """Measure a request whose begin failed, without what failed; False when it cannot be measured at all.
+
+        No slot free is no fault: more requests are in flight than the recorder has slots for.
+        """
+        recorder = self.agent.serving
+        if recorder is None:
+            transaction.environ = None
+            self.agent.on_fault("open", fault)
+            return False
+        if isinstance(fault, IndexError):
+            recorder.count_unslotted()
+        else:
+            recorder.on_fault("begin", fault)
+            if hasattr(transaction, "slot"):
+                recorder.push_slot(transaction.slot)
+        transaction.recorder = recorder
+        transaction.slot = 0
+        transaction.queue_us = 0
+        transaction.method = str(environ.get("REQUEST_METHOD", ""))
+        transaction.path = str(environ.get("SCRIPT_NAME", "")) + str(environ.get("PATH_INFO", ""))
+        transaction.scheme = str(environ.get("wsgi.url_scheme", ""))
+        return True
+
+
+def main(app: WSGIApplication, global_conf: Mapping[str, str], **local_conf: str) -> WSGIApplication:
+    """The `paste.filter_app_factory`: the application, measured; the application itself when `enabled` is false.
+
+    Raises SettingError, one line that names section, key, value and cure.
+    """
+    global_conf = global_conf or {}
+    section = ini.section_of(global_conf) if global_conf.get("__file__") else settings.DEFAULT_SECTION
+    effective = settings.load(local_conf, global_conf, os.environ, section)
+    if not effective.enabled:
+        return app
+    instrument.install_loaded()
+    return AgentFilter(app, lifecycle.agent_of(effective))

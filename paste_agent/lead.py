@@ -1,0 +1,373 @@
+"""What the one reporter that leads does: drains every recorder of the service on this host into the store.
+
+Order: commit totals and positions in one transaction; then move the rings' tails; then remove what is finished.
+Killed between any two of them, the next lead repeats a step that changes nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+from paste_agent import detail, naming, native
+from paste_agent.aggregate import NO_ATTRIBUTES, REPORT_DURATION, SLOT_S, Apdex, Delta, Folder, canonical
+from paste_agent.metrics import Reading
+from paste_agent.recorder import layout
+from paste_agent.recorder.reader import BadRecorder, InFlight, Reader
+from paste_agent.settings import Settings
+from paste_agent.store import retention
+from paste_agent.store.store import ENDED, LOST, RUNNING, RecorderRow, Store, TraceRow
+
+#: Records younger than this are left alone: by then another core has seen all of their bytes.
+YOUTH_NS = 100_000_000
+#: How long a number that was taken but not written is waited for while its process lives.
+_PATIENCE_NS = 60_000_000_000
+#: Records folded before other threads get their turn: well below a millisecond.
+_CHUNK = 512
+_BUSY_WINDOW_S = 60.0
+_TIDY_EVERY_S = 60.0
+
+Warn = Callable[[str, str], None]
+
+
+@dataclass
+class _Tracked:
+    """A recorder that is being drained, and what the store holds of it."""
+
+    reader: Reader
+    folder: Folder
+    row: RecorderRow
+    known: bool  #: whether the store has the row
+    busy: deque[tuple[int, int]] = field(default_factory=deque)  #: (time, busy time until then), both in ns
+    served_ns: int = 0  #: sum of the durations of its drained requests
+
+
+@dataclass
+class _Drain:
+    """One drain under way: nothing of it counts before it is committed."""
+
+    now_ns: int
+    wall_offset_ns: int
+    delta: Delta = field(default_factory=Delta)
+    rows: list[tuple[_Tracked, RecorderRow, int]] = field(default_factory=list)  #: with the time served
+    counters: dict[tuple[str, str], int] = field(default_factory=dict)
+    traces: list[TraceRow] = field(default_factory=list)
+    in_flight: list[InFlight] = field(default_factory=list)
+
+    def count(self, name: str, more: int, attributes: Mapping[str, object]) -> None:
+        if more > 0:
+            key = (name, canonical(attributes))
+            self.counters[key] = self.counters.get(key, 0) + more
+
+
+class Lead:
+    """Belongs to the thread that made it, and to whoever holds the lease."""
+
+    def __init__(
+        self, settings: Settings, store: Store, directory: str | None, own: Iterable[Reader], warn: Warn
+    ) -> None:
+        """directory: of the recorders' files, or None. own: recorders in this process's memory."""
+        self.store = store
+        self.readings: list[Reading] = []
+        #: When the most loaded ring would be a quarter full, s from the last drain on.
+        self.next_drain_s = 1.0
+        self._settings = settings
+        self._directory = directory
+        self._warn = warn
+        self._apdex = Apdex(settings.apdex_t_s)
+        self._rows = {row.id: row for row in store.recorders()}
+        self._tracked: dict[str, _Tracked] = {}
+        self._bad: set[str] = set()
+        self._tidied_at = 0.0
+        self._settled = False
+        self._last_drain_ns = time.perf_counter_ns()
+        for reader in own:
+            self._track(reader)
+
+    def close(self) -> None:
+        self.close_readers()
+        self._tracked.clear()
+        self.store.close()
+
+    def close_readers(self) -> None:
+        for tracked in self._tracked.values():
+            tracked.reader.close()
+
+    # -- one drain -------------------------------------------------------------------------------------------------
+
+    def drain(self) -> int:
+        """Drain every recorder once, commit, and clean up. Returns the number of records.
+
+        Raises sqlite3.Error when the store refuses: then nothing counts as drained.
+        """
+        began_ns = time.perf_counter_ns()
+        drain = _Drain(now_ns=began_ns, wall_offset_ns=time.time_ns() - began_ns)
+        finished: list[_Tracked] = []
+        tracked_now = self._discover()
+        if not self._settled:
+            self._settled = True
+            self._settle_gone()
+        for tracked in tracked_now:
+            if self._drain_one(drain, tracked):
+                finished.append(tracked)
+        slot_s = (began_ns + drain.wall_offset_ns) // 1_000_000_000 // SLOT_S * SLOT_S
+        drain.delta.at((REPORT_DURATION, NO_ATTRIBUTES), slot_s).observe(time.perf_counter_ns() - began_ns)
+        drained = self._commit(drain)
+        for tracked in finished:
+            self._remove(tracked)
+        self.readings = self._read_out(drain)
+        return drained
+
+    def others_serve(self, own: str | None) -> bool:
+        """Whether another process still serves, as of the last drain."""
+        return any(
+            tracked.row.state == RUNNING and tracked.row.serving
+            for name, tracked in self._tracked.items()
+            if name != own
+        )
+
+    def tidy(self) -> None:
+        """Keep the store within its bounds, once a minute. Raises sqlite3.Error."""
+        now = time.time()
+        if abs(now - self._tidied_at) >= _TIDY_EVERY_S:
+            self._tidied_at = now
+            settings = self._settings
+            retention.tidy(self.store, now, settings.retention_days, int(settings.store_max_mib * 1024 * 1024))
+
+    def _discover(self) -> list[_Tracked]:
+        """All recorders there are, new ones taken up."""
+        if self._directory is not None:
+            for name in sorted(os.listdir(self._directory)):
+                recorder = name.removesuffix(layout.SUFFIX)
+                if name.endswith(layout.SUFFIX) and recorder not in self._tracked:
+                    self._open(os.path.join(self._directory, name))
+        return list(self._tracked.values())
+
+    def _open(self, path: str) -> None:
+        if path in self._bad:
+            return
+        try:
+            self._track(Reader.of_file(path))
+        except FileNotFoundError:
+            pass
+        except BadRecorder as error:
+            self._bad.add(path)
+            self._warn("bad recorder", f"{path}: {error}; it is left alone, remove it")
+
+    def _track(self, reader: Reader) -> None:
+        row = self._rows.get(reader.id)
+        known = row is not None
+        if row is None:
+            now = time.time()
+            row = RecorderRow(
+                id=reader.id,
+                position=0,
+                worker=0,
+                pid=reader.pid,
+                serving=False,
+                state=RUNNING,
+                opened_at=reader.opened_at_ns / 1e9,
+                seen_at=now,
+                requests=0,
+                in_flight=0,
+                busy=0.0,
+                words=[],
+            )
+        self._tracked[reader.id] = _Tracked(reader, Folder(reader, self._apdex), row, known)
+
+    def _drain_one(self, drain: _Drain, tracked: _Tracked) -> bool:
+        """Fold what is new in one recorder; whether it is finished and can be removed."""
+        reader, row = tracked.reader, tracked.row
+        # The order matters: what is found dead or closed here leaves no record after it.
+        dead = reader.is_dead()
+        words = reader.words()
+        closed = bool(words[layout.W_CLOSED])
+        final = dead or closed
+        ready_ns = time.perf_counter_ns() if final else drain.now_ns - YOUTH_NS
+        folded = self._fold(drain, tracked, ready_ns, final)
+        drain.count("paste_agent.records.dropped", folded.missing, {"reason": "unwritten"})
+        in_flight = [] if final else reader.in_flight()
+        drain.in_flight.extend(in_flight)
+        served_ns = tracked.served_ns + folded.served_ns
+        serving = bool(words[layout.W_SERVING])
+        fresh = replace(
+            row,
+            position=folded.position,
+            worker=row.worker or (self._free_worker(drain) if serving else 0),
+            serving=serving,
+            state=ENDED if closed else LOST if dead else RUNNING,
+            seen_at=(drain.now_ns + drain.wall_offset_ns) / 1e9,
+            requests=row.requests + folded.position - row.position - folded.missing,
+            in_flight=len(in_flight),
+            busy=0.0 if final else _busy(tracked, drain.now_ns, served_ns, in_flight, words[layout.W_CONCURRENCY]),
+            words=list(words[: layout.W_GC_COLLECTIONS + 3]),
+        )
+        _count_words(drain, row.words, fresh)
+        drain.rows.append((tracked, fresh, served_ns))
+        return final
+
+    def _fold(self, drain: _Drain, tracked: _Tracked, ready_ns: int, final: bool) -> _Folded:
+        """Fold the records of one recorder that are ready."""
+        reader, folder = tracked.reader, tracked.folder
+        position, missing, served_ns = tracked.row.position, 0, 0
+        end = position + 2 * reader.geometry.records  # a forged file may go on for ever, a ring does not
+        while position < end:
+            data = reader.chunk(position, _CHUNK)
+            run = folder.fold(drain.delta, data, position, ready_ns, drain.wall_offset_ns)
+            for number in run.kept:
+                at = (number - position) * layout.RECORD_SIZE + layout.RECORD_BODY_AT
+                body = layout.RECORD_BODY.unpack_from(data, at)
+                drain.traces.append(detail.bare_row(reader.ids(number), body, folder, drain.wall_offset_ns))
+            reached = run.position
+            if reached == position:
+                following = _after_hole(reader, data, position, drain.now_ns, final)
+                if following is None:
+                    break
+                missing += following - position
+                reached = following
+            position = reached
+            served_ns += run.served_ns
+            native.sleep(0)
+        return _Folded(position, missing, served_ns)
+
+    def _free_worker(self, drain: _Drain) -> int:
+        """The smallest number that no living worker has."""
+        taken = {tracked.row.worker for tracked in self._tracked.values() if tracked.row.state == RUNNING}
+        taken |= {row.worker for _, row, _ in drain.rows}
+        return next(number for number in range(1, len(taken) + 2) if number not in taken)
+
+    def _commit(self, drain: _Drain) -> int:
+        """Write everything, then tell the rings; the number of records."""
+        # First, since it changes nothing the second time: a lead that dies in between loses no trace.
+        if drain.traces:
+            self.store.add_traces(drain.traces, time.time())
+        moves = [(tracked.row.position if tracked.known else -1, row) for tracked, row, _ in drain.rows]
+        try:
+            self.store.commit_drain(drain.delta, moves, drain.counters, self._settings.max_series)
+        except sqlite3.IntegrityError:
+            # Another lead has been at these recorders: go on from where it left them.
+            rows = {row.id: row for row in self.store.recorders()}
+            for tracked in self._tracked.values():
+                tracked.known = tracked.reader.id in rows
+                tracked.row = rows.get(tracked.reader.id, tracked.row)
+            raise
+        drained = 0
+        self.next_drain_s = 1.0
+        elapsed_s = max((drain.now_ns - self._last_drain_ns) / 1e9, 0.001)
+        self._last_drain_ns = drain.now_ns
+        for tracked, row, served_ns in drain.rows:
+            more = row.position - tracked.row.position
+            drained += more
+            if more:
+                quarter_s = tracked.reader.geometry.records / 4 * elapsed_s / more
+                self.next_drain_s = max(0.05, min(self.next_drain_s, quarter_s))
+            tracked.row, tracked.served_ns, tracked.known = row, served_ns, True
+            tracked.reader.set_tail(row.position)
+        return drained
+
+    def _remove(self, tracked: _Tracked) -> None:
+        del self._tracked[tracked.reader.id]
+        tracked.reader.close()
+        if self._directory is not None:
+            try:
+                os.unlink(os.path.join(self._directory, tracked.reader.id + layout.SUFFIX))
+            except OSError:
+                pass  # in memory, or removed by hand
+
+    def _settle_gone(self) -> None:
+        """Rows of processes whose recorder is gone, as after a reboot: they ended, nobody knows how."""
+        gone = [name for name, row in self._rows.items() if row.state == RUNNING and name not in self._tracked]
+        if gone:
+            self.store.set_state(gone, LOST)
+
+    def _read_out(self, drain: _Drain) -> list[Reading]:
+        """Gauges as of this drain."""
+        readings: list[Reading] = []
+        workers = [tracked.row for tracked in self._tracked.values() if tracked.row.serving]
+        readings.append(Reading("paste_agent.worker.count", {}, len(workers)))
+        for row in workers:
+            number = {"paste_agent.worker.number": row.worker}
+            readings.append(Reading("paste_agent.worker.busy", number, row.busy))
+            if row.words[layout.W_PROBED_AT]:
+                readings.extend(Reading(name, number, row.words[word]) for name, word in _GAUGES)
+        active: dict[tuple[str, str], int] = {}
+        for request in drain.in_flight:
+            kind = (naming.method_of(request.method), request.scheme)
+            active[kind] = active.get(kind, 0) + 1
+        for (method, scheme), count in active.items():
+            attributes = {"http.request.method": method, "url.scheme": scheme}
+            readings.append(Reading("http.server.active_requests", attributes, count))
+        return readings
+
+
+@dataclass(frozen=True)
+class _Folded:
+    position: int  #: after the last record
+    missing: int  #: numbers that were taken and never written
+    served_ns: int
+
+
+_GAUGES = (
+    ("process.memory.usage", layout.W_MEMORY_BYTES),
+    ("process.memory.virtual", layout.W_VIRTUAL_BYTES),
+    ("process.thread.count", layout.W_THREADS),
+    ("process.unix.file_descriptor.count", layout.W_FILE_DESCRIPTORS),
+)
+
+
+def _after_hole(reader: Reader, data: bytes, position: int, now_ns: int, final: bool) -> int | None:
+    """Where to go on when record `position` cannot be read: None to wait for it, or when nothing follows."""
+    if data and layout.RECORD_BODY.unpack_from(data, layout.RECORD_BODY_AT)[5] == position + 1:
+        return None  # it is written, but young
+    following = reader.next_written(position)
+    if following is None or final:
+        return following
+    data = reader.chunk(following, 1)
+    if not data:
+        return None
+    body = layout.RECORD_BODY.unpack_from(data, layout.RECORD_BODY_AT)
+    return following if body[3] + body[4] < now_ns - _PATIENCE_NS else None
+
+
+def _busy(tracked: _Tracked, now_ns: int, served_ns: int, in_flight: list[InFlight], concurrency: int) -> float:
+    """Share of the last minute that the process served requests, of all that it could.
+
+    Time served until now is what its finished requests took and what those under way have taken so far; the difference
+    of two such sums is exact, whichever requests ended in between.
+    """
+    busy_ns = served_ns + sum(max(0, now_ns - request.start_ns) for request in in_flight)
+    history = tracked.busy
+    if not history:
+        # A lead that comes later does not know what went before it.
+        opened_ns = tracked.reader.opened_ns if tracked.row.position == 0 else now_ns
+        history.append((min(opened_ns, now_ns), 0 if tracked.row.position == 0 else busy_ns))
+    history.append((now_ns, busy_ns))
+    while len(history) > 2 and now_ns - history[1][0] >= _BUSY_WINDOW_S * 1e9:
+        history.popleft()
+    then_ns, busy_then_ns = history[0]
+    if now_ns <= then_ns:
+        return tracked.row.busy
+    return min(1.0, max(0.0, (busy_ns - busy_then_ns) / (now_ns - then_ns) / max(1, concurrency)))
+
+
+def _count_words(drain: _Drain, before: list[int], row: RecorderRow) -> None:
+    """Add to the counters what the words of a recorder have grown by since its row was written."""
+
+    def grown(word: int) -> int:
+        # A forged file may hold any number; the store's are signed and have 64 bits.
+        return min(row.words[word] - (before[word] if word < len(before) else 0), 1 << 48)
+
+    drain.count("paste_agent.records.dropped", grown(layout.W_DROPPED), {"reason": "ring_full"})
+    drain.count("paste_agent.internal.errors", grown(layout.W_INTERNAL_ERRORS), {})
+    if not row.worker:
+        return
+    number = {"paste_agent.worker.number": row.worker}
+    drain.count("process.cpu.time", grown(layout.W_CPU_USER_NS), {"cpu.mode": "user", **number})
+    drain.count("process.cpu.time", grown(layout.W_CPU_SYSTEM_NS), {"cpu.mode": "system", **number})
+    for generation in range(3):
+        more = grown(layout.W_GC_COLLECTIONS + generation)
+        drain.count("cpython.gc.collections", more, {"cpython.gc.generation": generation, **number})

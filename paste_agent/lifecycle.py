@@ -1,0 +1,178 @@
+"""Each service of this process: unopened, open, closed; and what happens to it when the process forks or ends.
+
+Nothing that a fork breaks is made at import or in a factory: no thread, no socket, no database handle, no lock that
+could be held, no open recorder. A recorder opens at the first thing that is recorded, the reporter starts once the
+process serves, and a forked child is back at the unopened state.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+from collections.abc import Sequence
+
+from paste_agent import native
+from paste_agent.errors import RuntimeDirError
+from paste_agent.log import Warnings
+from paste_agent.recorder import layout
+from paste_agent.recorder.writer import Recorder
+from paste_agent.reporter import Reporter, complete
+from paste_agent.runtime_dir import service_dir
+from paste_agent.sampler import Sampler
+from paste_agent.settings import Settings
+
+
+class Agent:
+    """One service in this process."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.warn = Warnings(settings.service_name)
+        #: The recorder, once the process serves; read by every request.
+        self.serving: Recorder | None = None
+        self._recorder: Recorder | None = None
+        self._reporter: Reporter | None = None
+        self._directory: str | None = None
+        self._opening = native.make_lock()
+        self._faults = 0
+
+    def open(self) -> Recorder:
+        """The recorder of this process, opened at the first call. For what is recorded without being served."""
+        if self._recorder is None:
+            # Held for the time of one opening, once a process; a forked child gets a lock of its own.
+            with _Held(self._opening):
+                if self._recorder is None:
+                    self._recorder = self._open()
+        return self._recorder
+
+    def serve(self) -> Recorder:
+        """The recorder, with a reporter behind it from now on."""
+        recorder = self.open()
+        with _Held(self._opening):
+            if self.serving is None:
+                recorder.set_word(layout.W_SERVING, 1)
+                self._reporter = Reporter(self.settings, recorder, self._directory, self.warn)
+                self._reporter.start()
+                self.serving = recorder
+        return recorder
+
+    def finish(self) -> None:
+        """The process ends: the last drain and export, in the time that `shutdown_timeout_s` gives."""
+        recorder, reporter = self._recorder, self._reporter
+        self.serving = self._reporter = None
+        if recorder is not None:
+            recorder.mark_closed()
+        if reporter is not None:
+            reporter.finish(self.settings.shutdown_timeout_s)
+
+    def after_fork(self) -> None:
+        """In the child: unopened again. What the parent uses is let go of, and left alone."""
+        if self._reporter is not None:
+            self._reporter.leadership.abandon()
+            # Not even collected: closing an SQLite connection here would disturb the parent's.
+            _INHERITED.append(self._reporter)
+        if self._recorder is not None:
+            self._recorder.detach()
+        self.serving = self._recorder = self._reporter = None
+        self._opening = native.make_lock()
+        self._faults = 0
+
+    def on_fault(self, where: str, fault: BaseException) -> None:
+        """A fault of the agent was caught at `where`; the application did not notice."""
+        self._faults += 1
+        if self._recorder is not None:
+            self._recorder.set_word(layout.W_INTERNAL_ERRORS, self._faults)
+        self.warn(f"fault in {where}", f"a fault of the agent in {where}: {type(fault).__name__}: {fault}")
+
+    def _open(self) -> Recorder:
+        settings = self.settings
+        try:
+            self._directory = service_dir(settings, os.environ)
+        except RuntimeDirError as error:
+            self._directory = None
+            self.warn("runtime directory", f"{error}; recording in memory, without recovery after a kill")
+        try:
+            return self._recorder_in(self._directory)
+        except OSError as error:
+            self.warn(
+                "recorder", f"{self._directory}: {error.strerror}; recording in memory, without recovery after a kill"
+            )
+            self._directory = None
+            return self._recorder_in(None)
+
+    def _recorder_in(self, directory: str | None) -> Recorder:
+        settings = self.settings
+        return Recorder(
+            directory=directory,
+            service=settings.service_name,
+            records=settings.ring_records,
+            max_series=settings.max_series,
+            sampler=Sampler(
+                slow_ns=round(settings.slow_request_s * 1e9),
+                parent=settings.parent_traces_per_min,
+                random=settings.random_traces_per_min,
+                slow=settings.slow_traces_per_min,
+                failed=settings.failed_traces_per_min,
+                seed=int.from_bytes(os.urandom(16), "big"),
+            ),
+            on_fault=self.on_fault,
+        )
+
+
+class _Held:
+    """`with` for a native lock."""
+
+    def __init__(self, lock: native.Lock) -> None:
+        self._lock = lock
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._lock.release()
+
+
+#: Reporters of a parent process, kept from being collected.
+_INHERITED: list[Reporter] = []
+_agents: dict[tuple[str, str, str | None], Agent] = {}
+
+
+def agent_of(settings: Settings) -> Agent:
+    """The agent of a service; one a service, however often its filter is made in this process."""
+    identity = (settings.service_name, settings.store, settings.runtime_dir)
+    return _agents.setdefault(identity, Agent(settings))
+
+
+def start_reporters() -> None:
+    """Every agent of this process serves from now on, without waiting for a request."""
+    for agent in _agents.values():
+        agent.serve()
+
+
+def finish(services: Sequence[Settings]) -> None:
+    """Complete the count of services whose workers have ended: for the arbiter, which has no reporter."""
+    _finish_all()
+    for settings in services:
+        if not settings.enabled:
+            continue
+        warn = Warnings(settings.service_name)
+        try:
+            directory = service_dir(settings, os.environ)
+        except RuntimeDirError:
+            continue  # said by the workers, which had nothing there either
+        complete(settings, directory, warn)
+
+
+def _finish_all() -> None:
+    for agent in _agents.values():
+        agent.finish()
+
+
+def _after_fork_in_child() -> None:
+    for agent in _agents.values():
+        agent.after_fork()
+
+
+atexit.register(_finish_all)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

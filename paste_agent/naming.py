@@ -1,0 +1,75 @@
+"""Names of low cardinality for what a client sends: routes, methods, statuses, schemes, protocol versions.
+
+A raw path never becomes a name: an attacker chooses it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+#: An application, or a framework that the agent does not know, may name its route here.
+ROUTE_KEY = "paste_agent.route"
+ROUTING_ARGS_KEY = "wsgiorg.routing_args"
+
+OTHER = "_OTHER"
+#: RFC 9110, RFC 5789 and the QUERY method: those that OpenTelemetry's conventions call known.
+KNOWN_METHODS = frozenset(("CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "QUERY", "TRACE"))
+_SCHEMES = frozenset(("http", "https"))
+_VERSIONS = {"HTTP/1.0": "1.0", "HTTP/1.1": "1.1", "HTTP/2": "2", "HTTP/2.0": "2", "HTTP/3": "3", "HTTP/3.0": "3"}
+MAX_ROUTE_LENGTH = 255
+
+
+def method_of(method: str) -> str:
+    """A known method, or `_OTHER`. Methods are case-sensitive."""
+    return method if method in KNOWN_METHODS else OTHER
+
+
+def status_of(status: str | None) -> int | None:
+    """The code of a WSGI status such as `404 Not Found`; None when there is none, or no valid one."""
+    if status is None or not status[:3].isdecimal() or status[3:4] not in ("", " "):
+        return None
+    code = int(status[:3])
+    return code if 100 <= code <= 599 else None
+
+
+def scheme_of(scheme: str) -> str:
+    return scheme if scheme in _SCHEMES else OTHER
+
+
+def version_of(protocol: str | None) -> str | None:
+    """`1.1` for `HTTP/1.1`; None for what is not known."""
+    return _VERSIONS.get(protocol) if protocol is not None else None
+
+
+def route_of(route: object) -> str | None:
+    """A route as somebody set it, made safe: text, with a leading slash, bounded; else None."""
+    if not isinstance(route, str) or not route:
+        return None
+    return (route if route.startswith(("/", "*")) else f"/{route}")[:MAX_ROUTE_LENGTH]
+
+
+def route_of_routing_args(environ: Mapping[str, object]) -> str | None:
+    """The route of a request that a router has left its traces of in the environ.
+
+    Routes leaves the route itself. Another router that follows the wsgiorg specification leaves only the values that
+    it found in the path: each is replaced by the name of its argument. Without any there is no telling a constant
+    path from a variable one, so there is no name.
+    """
+    path_template = getattr(environ.get("routes.route"), "routepath", None)
+    if path_template is not None:
+        return route_of(path_template)
+    arguments = environ.get(ROUTING_ARGS_KEY)
+    if not isinstance(arguments, tuple) or len(arguments) != 2:
+        return None
+    positional, named = arguments
+    values: dict[str, str] = {}
+    if isinstance(positional, (list, tuple)):
+        values.update({value: f"{{{place}}}" for place, value in enumerate(positional) if isinstance(value, str)})
+    if isinstance(named, Mapping):
+        values.update({value: f"{{{name}}}" for name, value in named.items() if isinstance(value, str)})
+    path = environ.get("PATH_INFO")
+    if not isinstance(path, str):
+        return None
+    segments = path.split("/")
+    replaced = [values.get(segment, segment) if segment else segment for segment in segments]
+    return route_of("/".join(replaced)) if replaced != segments else None

@@ -1,0 +1,64 @@
+"""The interpreter's own threads, locks and sleep, where gevent or eventlet have put theirs in place of them.
+
+A reporter that is a greenlet stalls the hub while it works, and is stalled by it; so it is a real thread always.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any, Protocol
+
+
+class Lock(Protocol):
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool: ...
+    def release(self) -> None: ...
+
+
+def _original(module: str, name: str) -> Any:
+    """`module.name` as it was before anything patched it."""
+    gevent = sys.modules.get("gevent.monkey")
+    if gevent is not None and gevent.is_module_patched("threading"):
+        return gevent.get_original(module, name)
+    eventlet = sys.modules.get("eventlet.patcher")
+    if eventlet is not None and eventlet.is_monkey_patched("thread"):
+        return getattr(eventlet.original(module), name)
+    return getattr(__import__(module), name)
+
+
+def start_thread(function: Callable[[], None]) -> None:
+    """Run `function` in a thread of the operating system, which does not keep the interpreter from ending."""
+    _original("_thread", "start_new_thread")(function, ())
+
+
+def make_lock() -> Lock:
+    lock: Lock = _original("_thread", "allocate_lock")()
+    return lock
+
+
+def sleep(seconds: float) -> None:
+    """Sleep; `sleep(0)` lets a thread run that waits for the interpreter."""
+    _original("time", "sleep")(seconds)
+
+
+class Flag:
+    """Set once, waited for with a time limit; a threading.Event that works between greenlets and real threads."""
+
+    def __init__(self) -> None:
+        self._lock = make_lock()
+        self._lock.acquire()
+        self._set = False
+
+    def set(self) -> None:
+        if not self._set:
+            self._set = True
+            self._lock.release()
+
+    def is_set(self) -> bool:
+        return self._set
+
+    def wait(self, timeout_s: float) -> bool:
+        """Whether it is set by then."""
+        if not self._set and self._lock.acquire(timeout=max(0.0, timeout_s)):
+            self._lock.release()
+        return self._set

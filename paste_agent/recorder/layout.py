@@ -1,0 +1,179 @@
+"""The bytes of a flight recorder. Little-endian; offsets in bytes from the start of each part.
+
+A file is five parts, one after the other; the header says how many entries the last four have:
+
+    part      entry size  entries           what it holds
+    header    4096        1                 who the process is, counters and probe readings
+    slots     512         header.slots      one a request in flight
+    stacks    4096        header.slots      the stack of a slow request in flight, UTF-8, NUL-terminated
+    series    512         header.series     what finished transactions are counted under, appended as first seen
+    ring      64          header.records    finished transactions; number n is in entry n % records
+
+Most of a file is never touched, and what is not touched takes no memory.
+
+header:
+    0     8s   magic
+    8     I    version of this layout
+    12    I    header size
+    16    Q    pid
+    24    Q    time of opening, ns since the epoch
+    32    Q    time of opening, ns of the monotonic clock
+    40    QQQ  records, slots, series
+    64    Q*64 words, see the W_ constants: each is written whole by one owner
+    1024  256s service name, UTF-8, NUL-padded
+
+slot: (start 0: free)
+    0     Q    start, ns of the monotonic clock
+    8     Q    number of the request in this process, from 1
+    16    Q    ident of its thread
+    24    Q    length of wsgi.url_scheme: 4 is http, 5 is https
+    32    16s  method
+    48    56s  traceparent, text, as received or as minted; NUL for none yet
+    104   160s path, as in PATH_INFO
+    264   Q    the number again: a slot whose two numbers differ is just being written
+    272   112s route, once known
+    384   128s the span that it is in
+
+series entry:
+    0     I    its number + 1, written last; 0: not written
+    4     H    kind, see the KIND_ constants
+    6     H    length of what follows
+    8     ...  fields, each a length (H) and so many bytes of UTF-8; length 0xFFFF: no value
+
+record:
+    0     16s  trace id   } of a kept transaction only:
+    16    8s   span id    } whatever was there before
+    24    8s   parent id  } otherwise
+    32    H    series; the highest bit says that it failed
+    34    H    why it is kept, see the KEPT_ constants; 0: not kept
+    36    I    time in the queue before the server took it, µs + 1; 0: unknown
+    40    Q    start, ns of the monotonic clock
+    48    Q    duration, ns
+    56    Q    its own number + 1, written last
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+
+MAGIC = b"pasteagt"
+VERSION = 1
+SUFFIX = ".recorder"
+
+HEADER = struct.Struct("<8sIIQQQQQQ")
+HEADER_SIZE = 4096
+WORDS_AT = 64
+WORD_COUNT = 64
+SERVICE_AT = 1024
+SERVICE_SIZE = 256
+
+SLOT_SIZE = 512
+SLOT = struct.Struct("<QQQQ16s56s160sQ")
+ROUTE_AT, ROUTE_SIZE = 272, 112
+SPAN_AT, SPAN_SIZE = 384, 128
+STACK_SIZE = 4096
+
+SERIES_SIZE = 512
+SERIES_HEAD = struct.Struct("<IHH")
+SERIES_ROOM = SERIES_SIZE - SERIES_HEAD.size
+_LENGTH = struct.Struct("<H")
+_NO_VALUE = 0xFFFF
+
+RECORD_SIZE = 64
+RECORD_IDS = struct.Struct("<16s8s8s")
+RECORD_BODY_AT = RECORD_IDS.size
+RECORD_BODY = struct.Struct("<HHIQQQ")
+#: The body of each record of a run of whole records, as the drain reads them.
+RECORDS = struct.Struct("<32xHHIQQQ")
+
+FAILED = 0x8000  #: bit of a record's series
+MAX_SERIES = 4096
+MAX_SLOTS = 4096
+MAX_RECORDS = 1 << 20
+SLOTS = 512
+
+KIND_SERVER = 1  #: fields: see SERVER_FIELDS
+SERVER_FIELDS = (
+    "http.request.method",
+    "url.scheme",
+    "http.route",
+    "http.response.status_code",
+    "error.type",
+    "network.protocol.version",
+)
+#: Added to a kind: the one series that holds what came after the bound; it has no fields.
+KIND_OVERFLOW = 0x8000
+
+KEPT_PARENT, KEPT_RANDOM, KEPT_SLOW, KEPT_FAILED = 1, 2, 4, 8
+WHY_KEPT = {KEPT_PARENT: "parent", KEPT_RANDOM: "random", KEPT_SLOW: "slow", KEPT_FAILED: "failed"}
+
+# Words of the header, by index.
+W_CLOSED = 0  #: 1: the process ended in order, and will leave no further record
+W_SERVING = 1  #: 1: it serves requests; 0: it only records, as an arbiter does
+W_TAIL = 2  #: records below this number have been drained; written by the lead
+W_DROPPED = 3  #: records lost because the ring was full
+W_UNSLOTTED = 4  #: requests that found no free slot
+W_INTERNAL_ERRORS = 5  #: faults of the agent that the application did not see
+W_CONCURRENCY = 6  #: requests that the process can serve at once; 0: unknown
+W_PROBED_AT = 8  #: ns of the monotonic clock; 0: never
+W_CPU_USER_NS = 9
+W_CPU_SYSTEM_NS = 10
+W_MEMORY_BYTES = 11  #: resident set
+W_VIRTUAL_BYTES = 12
+W_THREADS = 13
+W_FILE_DESCRIPTORS = 14
+W_GC_COLLECTIONS = 15  #: and the two words after it: one a generation
+
+
+class Geometry:
+    """Where the parts of a file with so many entries lie."""
+
+    __slots__ = ("records", "ring_at", "series", "series_at", "size", "slots", "slots_at", "stacks_at")
+
+    def __init__(self, records: int, slots: int = SLOTS, series: int = MAX_SERIES) -> None:
+        """Raises ValueError for numbers that no recorder has: they come from files that are not trusted."""
+        if not (1 <= records <= MAX_RECORDS and 1 <= slots <= MAX_SLOTS and 1 <= series <= MAX_SERIES):
+            raise ValueError(f"no such recorder: {records} records, {slots} slots, {series} series")
+        self.records = records
+        self.slots = slots
+        self.series = series
+        self.slots_at = HEADER_SIZE
+        self.stacks_at = self.slots_at + slots * SLOT_SIZE
+        self.series_at = self.stacks_at + slots * STACK_SIZE
+        self.ring_at = self.series_at + series * SERIES_SIZE
+        self.size = self.ring_at + records * RECORD_SIZE
+
+
+def encode_fields(fields: Sequence[str | None]) -> bytes:
+    """The payload of a series entry; fields are cut where they do not fit, the last ones first."""
+    room = SERIES_ROOM - _LENGTH.size * len(fields)
+    parts: list[bytes] = []
+    for field in fields:
+        if field is None:
+            parts.append(_LENGTH.pack(_NO_VALUE))
+            continue
+        # A cut may fall inside a character; decoding drops the broken one.
+        data = field.encode("utf-8", "replace")[:room]
+        room -= len(data)
+        parts.append(_LENGTH.pack(len(data)) + data)
+    return b"".join(parts)
+
+
+def decode_fields(payload: bytes) -> list[str | None]:
+    """The fields of a series entry. Raises ValueError when the lengths do not add up."""
+    fields: list[str | None] = []
+    at = 0
+    while at < len(payload):
+        if at + _LENGTH.size > len(payload):
+            raise ValueError("series entry: half a length")
+        (length,) = _LENGTH.unpack_from(payload, at)
+        at += _LENGTH.size
+        if length == _NO_VALUE:
+            fields.append(None)
+            continue
+        if at + length > len(payload):
+            raise ValueError("series entry: a field longer than its entry")
+        fields.append(payload[at : at + length].decode("utf-8", "ignore"))
+        at += length
+    return fields

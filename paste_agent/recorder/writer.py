@@ -1,0 +1,279 @@
+"""Writes one process's flight recorder. Its hot parts are used by the request's thread: no lock, no I/O, no wait."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import secrets
+import struct
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from itertools import count
+from random import Random
+from typing import TYPE_CHECKING
+
+from paste_agent import naming
+from paste_agent.recorder import layout, lock
+from paste_agent.recorder.layout import FAILED, KIND_OVERFLOW, KIND_SERVER
+
+if TYPE_CHECKING:
+    from paste_agent.sampler import Sampler
+    from paste_agent.transaction import KeptTransaction
+
+#: What a full ring leaves free: a thread looks for room before it takes a number, and so may others in between.
+SLACK = 256
+#: Kept transactions that wait for the reporter; a token bucket lets fewer through in the second that it sleeps.
+MAX_KEPT = 2048
+#: Spellings of one series (`200 OK`, `200 Fine`) that are remembered beside it.
+_SPELLINGS = 4
+
+#: What `intern_server` takes: method, status line, route, error type, scheme, protocol, all as they came.
+ServerKey = tuple[str, str | None, object, str | None, str, str | None]
+
+
+class Recorder:
+    """An open flight recorder of this process.
+
+    The attributes are plain because Transaction and AgentFilter use them in place: a method call costs more than
+    what it would do.
+    """
+
+    __slots__ = (
+        "_by_fields",
+        "_entries",
+        "_ids",
+        "_kinds",
+        "_lock_fd",
+        "_max_series",
+        "_next_dropped",
+        "_next_unslotted",
+        "buffer",
+        "geometry",
+        "id",
+        "kept",
+        "last",
+        "limit",
+        "longs",
+        "next",
+        "on_fault",
+        "path",
+        "pop_slot",
+        "push_slot",
+        "records",
+        "ring_at",
+        "sampler",
+        "series",
+        "started",
+    )
+
+    def __init__(
+        self,
+        *,
+        directory: str | None,
+        service: str,
+        records: int,
+        max_series: int,
+        sampler: Sampler,
+        on_fault: Callable[[str, BaseException], None],
+        slots: int = layout.SLOTS,
+    ) -> None:
+        """Open a recorder.
+
+        directory: the service's own, private and existing; None, or no locks here: in memory, without recovery.
+        records: what the ring can hold.
+        max_series: of each kind; one more holds the rest.
+        on_fault: is told where a fault of the agent was caught, and the fault.
+        Raises OSError when the file cannot be made.
+        """
+        self.geometry = layout.Geometry(records, slots)
+        self.id = f"{os.getpid()}-{secrets.token_hex(8)}"
+        self.sampler = sampler
+        self.on_fault = on_fault
+        self._max_series = max_series
+        self.path: str | None = None
+        self._lock_fd = -1
+        header = self._header(service)
+        if directory is None or not lock.AVAILABLE:
+            self.buffer = mmap.mmap(-1, self.geometry.size)
+            self.buffer[: len(header)] = header
+        else:
+            self.path = os.path.join(directory, self.id + layout.SUFFIX)
+            self._lock_fd, self.buffer = _locked_file(self.path, header, self.geometry.size)
+        self.longs = memoryview(self.buffer).cast("Q")
+        self.records = records
+        self.ring_at = self.geometry.ring_at
+        self.next = count().__next__
+        self.started = count(1).__next__
+        self.last = -1
+        self.limit = records - SLACK
+        free = [self.geometry.slots_at + slot * layout.SLOT_SIZE for slot in reversed(range(slots))]
+        self.pop_slot = free.pop
+        self.push_slot = free.append
+        self.kept: deque[KeptTransaction] = deque(maxlen=MAX_KEPT)
+        self.series: dict[ServerKey, int] = {}
+        self._by_fields: dict[tuple[int, tuple[str | None, ...]], int] = {}
+        self._kinds: dict[int, int] = {}
+        self._entries = count().__next__
+        self._next_dropped = count(1).__next__
+        self._next_unslotted = count(1).__next__
+        # A generator of this process's own: a fork reseeds the module's, but not one like this.
+        self._ids = Random(secrets.randbits(256))
+
+    def _header(self, service: str) -> bytes:
+        geometry = self.geometry
+        head = layout.HEADER.pack(
+            layout.MAGIC,
+            layout.VERSION,
+            layout.HEADER_SIZE,
+            os.getpid(),
+            time.time_ns(),
+            time.perf_counter_ns(),
+            geometry.records,
+            geometry.slots,
+            geometry.series,
+        )
+        name = service.encode("utf-8", "replace")[: layout.SERVICE_SIZE]
+        return head.ljust(layout.SERVICE_AT, b"\0") + name.ljust(layout.SERVICE_SIZE, b"\0")
+
+    # -- on the request's thread -----------------------------------------------------------------------------------
+
+    def has_room(self) -> bool:
+        """Look again how far the lead has drained. Where there is no room, count the loss."""
+        self.limit = self.word(layout.W_TAIL) + self.records - SLACK
+        if self.last < self.limit:
+            return True
+        self.set_word(layout.W_DROPPED, self._next_dropped())
+        return False
+
+    def count_unslotted(self) -> None:
+        """A request found no free slot: it is counted as any other, but no black box tells of it."""
+        self.set_word(layout.W_UNSLOTTED, self._next_unslotted())
+
+    def intern_server(self, key: ServerKey) -> int:
+        """The series of a finished request, its FAILED bit set where it failed; written down when it is new.
+
+        Called the first time that a thread meets `key`. Two threads may write the same series twice: both numbers
+        are counted under the same name in the end.
+        """
+        method, status, route, error_type, scheme, protocol = key
+        code = naming.status_of(status)
+        failed = error_type is not None or (code is not None and code >= 500)
+        if failed and error_type is None:
+            error_type = str(code)
+        fields = (
+            naming.method_of(method),
+            naming.scheme_of(scheme),
+            naming.route_of(route),
+            None if code is None else str(code),
+            error_type,
+            naming.version_of(protocol),
+        )
+        number = self._intern(KIND_SERVER, fields)
+        if failed:
+            number |= FAILED
+        if len(self.series) < _SPELLINGS * self._max_series:
+            try:
+                self.series[key] = number
+            except TypeError:  # the application set a route that cannot be hashed
+                pass
+        return number
+
+    def _intern(self, kind: int, fields: tuple[str | None, ...]) -> int:
+        number = self._by_fields.get((kind, fields))
+        if number is not None:
+            return number
+        if kind & KIND_OVERFLOW == 0 and self._kinds.get(kind, 0) >= self._max_series:
+            return self._intern(kind | KIND_OVERFLOW, ())
+        number = self._entries()
+        if number >= self.geometry.series:
+            raise OverflowError("no entry left in the table of series")
+        self._kinds[kind] = self._kinds.get(kind, 0) + 1
+        payload = layout.encode_fields(fields)
+        at = self.geometry.series_at + number * layout.SERIES_SIZE
+        end = at + layout.SERIES_HEAD.size
+        self.buffer[end : end + len(payload)] = payload
+        layout.SERIES_HEAD.pack_into(self.buffer, at, 0, kind, len(payload))
+        _NUMBER.pack_into(self.buffer, at, number + 1)  # last: now it counts
+        self._by_fields[kind, fields] = number
+        return number
+
+    def new_id(self, size: int) -> bytes:
+        """`size` random bytes, not all of them zero: 16 for a trace, 8 for a span."""
+        return (self._ids.getrandbits(8 * size) or 1).to_bytes(size, "big")
+
+    def write_ids(self, number: int, trace_id: bytes, span_id: bytes, parent_id: bytes) -> None:
+        """Put the identity of a kept transaction into the record that is about to be written."""
+        at = self.ring_at + number % self.records * layout.RECORD_SIZE
+        layout.RECORD_IDS.pack_into(self.buffer, at, trace_id, span_id, parent_id)
+
+    # -- anywhere --------------------------------------------------------------------------------------------------
+
+    def word(self, index: int) -> int:
+        return self.longs[layout.WORDS_AT // 8 + index]
+
+    def set_word(self, index: int, value: int) -> None:
+        self.longs[layout.WORDS_AT // 8 + index] = value
+
+    def set_words(self, first: int, values: Sequence[int]) -> None:
+        for place, value in enumerate(values):
+            self.set_word(first + place, value)
+
+    def read(self, size: int, at: int) -> bytes:
+        """`size` bytes from `at`: what a drain of this process's own recorder reads."""
+        return bytes(self.buffer[at : at + size])
+
+    def write(self, data: bytes, at: int) -> None:
+        """What the drain of this process's own recorder writes: how far it has come."""
+        self.buffer[at : at + len(data)] = data
+
+    def mark_closed(self) -> None:
+        """Say that the process ends in order and that no further record follows."""
+        self.set_word(layout.W_CLOSED, 1)
+
+    def detach(self) -> None:
+        """In a forked child: let go of what belongs to the parent, and leave it alone.
+
+        A request that was in flight during the fork may still finish here; it writes into a scratch buffer, since
+        the parent counts it. The lock is let go by closing: unlocking would unlock the parent as well.
+        """
+        scratch = bytearray(self.geometry.size)
+        self.longs = memoryview(scratch).cast("Q")
+        self.buffer = scratch  # type: ignore[assignment]  # the same item assignment and pack_into as an mmap
+        if self._lock_fd >= 0:
+            os.close(self._lock_fd)
+            self._lock_fd = -1
+
+
+_NUMBER = struct.Struct("<I")
+
+
+def _locked_file(path: str, header: bytes, size: int) -> tuple[int, mmap.mmap]:
+    """Make the file of a recorder and map it; returns the descriptor that holds its lock, and the mapping.
+
+    It gets its name only once it is locked and has its header: a lead that looked in between would take it for a dead
+    process's. The mapping is made through a second descriptor, since `mmap` keeps a copy of the one that it is given,
+    and a copy that a child inherits would keep the lock alive after the parent's death.
+    """
+    unfinished = f"{path}.new"
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    lock_fd = os.open(unfinished, flags, 0o600)
+    try:
+        if not lock.try_lock(lock_fd):
+            raise BlockingIOError(f"{unfinished}: locked by another process")
+        os.ftruncate(lock_fd, size)
+        os.pwrite(lock_fd, header, 0)
+        map_fd = os.open(unfinished, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            buffer = mmap.mmap(map_fd, size)
+        finally:
+            os.close(map_fd)
+        os.rename(unfinished, path)
+    except BaseException:
+        os.close(lock_fd)
+        try:
+            os.unlink(unfinished)
+        except OSError:
+            pass
+        raise
+    return lock_fd, buffer

@@ -1,0 +1,122 @@
+"""The response that the server iterates: the application's body, which ends its transaction when it is closed.
+
+The transaction itself plays that part, in the class that fits the body, so that a request costs one object.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+from paste_agent.transaction import Environ, Transaction
+
+
+class ListResponse(Transaction):
+    """A body that is a list or a tuple, as nearly all are: iterating it can neither fail nor take time."""
+
+    __slots__ = ()
+
+    def __len__(self) -> int:
+        return len(self.body)  # type: ignore[arg-type]  # it is a list or a tuple
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self.body)  # type: ignore[arg-type]  # None only after close, and then nobody iterates
+
+    def close(self) -> None:
+        # A list has nothing to close.
+        self.body = ()
+        self.finish()
+
+    def __del__(self) -> None:
+        # A layer that forgets to close loses no request.
+        if self.environ is not None:
+            self.finish()
+
+
+class IteratorResponse(ListResponse):
+    """Any other body: its iteration and its close may raise, and its close is called once."""
+
+    __slots__ = ()
+
+    # A server that asks for the length of a body that has none must be told so.
+    __len__ = None  # type: ignore[assignment]
+
+    def __iter__(self) -> Iterator[bytes]:
+        try:
+            self.iterator = iter(self.body)  # type: ignore[arg-type]
+        except BaseException as error:
+            self.fail(error)
+            raise
+        return self
+
+    def __next__(self) -> bytes:
+        try:
+            return next(self.iterator)
+        except StopIteration:
+            raise
+        except BaseException as error:
+            self.fail(error)
+            raise
+
+    def close(self) -> None:
+        body, self.body = self.body, None
+        try:
+            if body is not None:
+                _close(body)
+        except BaseException as error:
+            self.fail(error)
+            raise
+        finally:
+            self.finish()
+
+
+class SizedIteratorResponse(IteratorResponse):
+    """A body with a length, which servers turn into Content-Length when it is 1."""
+
+    __slots__ = ()
+
+    def __len__(self) -> int:  # type: ignore[override]  # see IteratorResponse
+        return len(self.body)  # type: ignore[arg-type]
+
+
+def respond(transaction: ListResponse, body: Iterable[bytes], environ: Environ) -> Iterable[bytes]:
+    """What the filter returns for a body that is not exactly a list."""
+    if isinstance(body, (list, tuple)) and not hasattr(body, "close"):
+        transaction.body = body
+        return transaction
+    file_wrapper = environ.get("wsgi.file_wrapper")
+    if isinstance(file_wrapper, type) and isinstance(body, file_wrapper):
+        return _end_with_file(transaction, body)
+    transaction.body = body
+    transaction.__class__ = SizedIteratorResponse if hasattr(body, "__len__") else IteratorResponse
+    return transaction
+
+
+def _end_with_file(transaction: ListResponse, body: Iterable[bytes]) -> Iterable[bytes]:
+    """Return a file wrapper as it is: servers test its type to use sendfile. Its `close` ends the transaction."""
+    close: Callable[[], object] | None = getattr(body, "close", None)
+    pending = [close]
+
+    def close_and_finish() -> None:
+        try:
+            if pending:
+                call = pending.pop()
+                if call is not None:
+                    call()
+        except BaseException as error:
+            transaction.fail(error)
+            raise
+        finally:
+            transaction.finish()
+
+    try:
+        body.close = close_and_finish  # type: ignore[attr-defined]
+    except (AttributeError, TypeError):
+        # A wrapper in C or with slots: what is left of sending it goes unmeasured.
+        transaction.finish()
+    return body
+
+
+def _close(body: Iterable[bytes]) -> None:
+    close: Callable[[], object] | None = getattr(body, "close", None)
+    if close is not None:
+        close()

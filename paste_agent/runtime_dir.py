@@ -1,0 +1,73 @@
+"""Where flight recorders and the lease lie: on a memory file system, in a directory of this user's alone.
+
+Such places are shared with every user of the host. A directory that somebody else made, or can write to, or that is
+a link, is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Iterator, Mapping
+
+from paste_agent.errors import RuntimeDirError
+from paste_agent.settings import Settings, file_name_of
+
+LEASE = "lease"
+#: The store of a service that has none on disk.
+STORE = "store.sqlite"
+
+
+def service_dir(settings: Settings, environ: Mapping[str, str]) -> str:
+    """The private directory of this service, made where it is missing.
+
+    Two services, or two stores of one service, never share one.
+    Raises RuntimeDirError when there is no place that is private to this user.
+    """
+    mark = hashlib.sha256(f"{settings.service_name}\0{settings.store}".encode()).hexdigest()[:8]
+    name = f"{file_name_of(settings.service_name)}-{mark}"
+    refused: list[str] = []
+    for base in _bases(settings, environ):
+        try:
+            _private(base)
+            return _private(os.path.join(base, name))
+        except RuntimeDirError as error:
+            refused.append(str(error))
+    raise RuntimeDirError("; ".join(refused) or "no memory file system; set `runtime_dir`")
+
+
+def _bases(settings: Settings, environ: Mapping[str, str]) -> Iterator[str]:
+    if settings.runtime_dir is not None:
+        yield settings.runtime_dir
+        return
+    if os.path.isdir("/dev/shm"):
+        yield f"/dev/shm/paste-agent-{os.geteuid()}"
+    # Second, since a service and the shell that asks about it may not have the same one.
+    if environ.get("XDG_RUNTIME_DIR"):
+        yield os.path.join(environ["XDG_RUNTIME_DIR"], "paste-agent")
+
+
+def _private(path: str) -> str:
+    """`path`, made with mode 0700 unless it is there. Raises RuntimeDirError when it is not this user's alone."""
+    try:
+        try:
+            os.mkdir(path, 0o700)
+        except FileExistsError:
+            pass
+        except FileNotFoundError:
+            os.makedirs(path, 0o700, exist_ok=True)
+        status = os.lstat(path)
+    except OSError as error:
+        raise RuntimeDirError(
+            f"{path}: cannot be made: {error.strerror}; set `runtime_dir` to a directory of this user"
+        ) from None
+    if not stat.S_ISDIR(status.st_mode):
+        raise RuntimeDirError(f"{path}: is not a directory; remove it, or set `runtime_dir`")
+    if status.st_uid != os.geteuid():
+        raise RuntimeDirError(f"{path}: belongs to user {status.st_uid}; remove it, or set `runtime_dir`")
+    if status.st_mode & 0o077:
+        raise RuntimeDirError(f"{path}: others may enter it (mode {status.st_mode & 0o777:o}); chmod 700 it")
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise RuntimeDirError(f"{path}: cannot be written to; chmod 700 it, or set `runtime_dir`")
+    return path

@@ -1,0 +1,1 @@
+"""gunicorn, configured by an ini file: the console script `gunicorn_paster` and the server runner `egg:paste_agent`."""

@@ -1,0 +1,172 @@
+"""What `gunicorn_paster` and the server runner share: a gunicorn application that an ini file configures.
+
+Precedence, lowest to highest: gunicorn's defaults, gunicorn's configuration file, the ini, then what the subclass adds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from gunicorn.app.base import Application, BaseApplication
+from gunicorn.arbiter import Arbiter
+from gunicorn.config import get_default_config_file
+from gunicorn.errors import AppImportError
+
+from paste_agent import ini
+from paste_agent.errors import AgentError, IniError
+from paste_agent.server import hooks, section
+from paste_agent.settings import Settings
+
+
+class ReloadRefused(Exception):
+    """SIGHUP found a configuration that cannot be served; str() of it is one line."""
+
+
+class IniArbiter(Arbiter):  # type: ignore[misc]  # gunicorn ships no types
+    """gunicorn's arbiter, which outlives a broken configuration on SIGHUP."""
+
+    def reload(self) -> None:
+        try:
+            super().reload()
+        except ReloadRefused as refused:
+            # Raised by app.reload(). All that gunicorn has done before it is to reset the environment.
+            os.environ.update(self.cfg.env)
+            self.log.error("Not reloaded, the running configuration stays: %s", refused, exc_info=refused.__cause__)
+
+    def halt(self, reason: str | None = None, exit_status: int = 0) -> None:
+        # The message is already on stderr; to the shell it is the same failure as one found before the first fork.
+        super().halt(reason, 1 if exit_status == self.APP_LOAD_ERROR else exit_status)
+
+
+class _Arbitrated(BaseApplication):  # type: ignore[misc]  # gunicorn ships no types
+    """Stands between Application, whose run() ends in super().run(), and BaseApplication, whose run() names Arbiter."""
+
+    def run(self) -> None:
+        try:
+            IniArbiter(self).run()
+        except (RuntimeError, AppImportError) as error:  # AppImportError: the application is preloaded
+            sys.exit(f"Error: {self.explain(error)}")
+
+    def explain(self, error: Exception) -> str:
+        """`error` in one line."""
+        return one_line(error)
+
+
+class IniApplication(Application, _Arbitrated):  # type: ignore[misc]  # gunicorn ships no types
+    """A gunicorn application configured by an ini. Subclasses say where its parts come from."""
+
+    cfg: Any
+    callable: Any
+
+    def __init__(self, usage: str | None = None, prog: str | None = None) -> None:
+        self.places: dict[str, str] = {}  # setting: where in the ini it stands
+        super().__init__(usage, prog)
+
+    def configure(self) -> None:
+        """Read everything into `self.cfg`: `prepare`, `settle`, `install_hooks`. Raises AgentError."""
+        raise NotImplementedError
+
+    def try_out(self) -> None:
+        """Raise whatever would stop the new configuration from being served; called on SIGHUP."""
+        _ = (self.cfg.worker_class, self.cfg.logger_class, self.cfg.address)
+
+    def load_config(self) -> None:
+        try:
+            self.configure()
+        except Exception as error:
+            sys.exit(f"Error: {one_line(error)}")
+
+    def reload(self) -> None:
+        """Read the configuration again. Raises ReloadRefused, with the old one in place, if it cannot be served."""
+        cfg, application, places = self.cfg, self.callable, self.places
+        environ = os.environ.copy()
+        # BaseApplication.wsgi() keeps a preloaded application for ever: new workers would run the old one.
+        self.callable = None
+        try:
+            super().reload()
+            os.environ.update(self.cfg.env)  # as Arbiter.setup will, before it loads
+            self.try_out()
+        except (Exception, SystemExit) as error:
+            line = self._why(error)
+            os.environ.clear()
+            os.environ.update(environ)
+            self.cfg, self.callable, self.places = cfg, application, places
+            self.chdir()
+            told = isinstance(error, (SystemExit, AppImportError, RuntimeError))
+            raise ReloadRefused(line) from (None if told else error)
+
+    def prepare(self, server: section.ServerSection, config_file: str | None = None) -> None:
+        """Set what is weaker than the ini: what its mere presence implies, and gunicorn's configuration file.
+
+        config_file: stronger than the one that the ini names.
+        Raises AgentError.
+        """
+        self.lead_path(server.path)
+        if server.path:
+            self.cfg.set("default_proc_name", server.path)
+            if section.has_loggers(server.path):
+                self.cfg.set("logconfig", server.path)
+        location = config_file or server.config_file() or get_default_config_file()
+        if location is not None:
+            self.load_config_from_file(location)
+
+    def settle(self, server: section.ServerSection, given: Mapping[str, Any]) -> None:
+        """Set the ini's settings and then `given`, which is stronger. Raises AgentError."""
+        self.places = server.apply(self.cfg, given)
+        for name, value in given.items():
+            self.cfg.set(name, value)
+        if server.path and self.cfg.reload:
+            self.cfg.set("reload_extra_files", [*self.cfg.reload_extra_files, server.path])
+        self.chdir()
+        self.lead_path(server.path)  # chdir() puts the working directory first
+
+    def lead_path(self, path: str) -> None:
+        """Put the ini's directory first on sys.path, so that a module beside the ini imports."""
+        if path:
+            directory = os.path.dirname(path)
+            with contextlib.suppress(ValueError):
+                sys.path.remove(directory)
+            sys.path.insert(0, directory)
+
+    def install_hooks(self, services: Sequence[Settings]) -> None:
+        hooks.install(self.cfg, services)
+
+    def explain(self, error: Exception) -> str:
+        text = str(error)
+        for name in ("worker_class", "logger_class"):
+            value = self.cfg.settings[name].get()
+            if text.startswith("class uri") and repr(value) in text:
+                # gunicorn puts a whole traceback into the message; its last line is the reason.
+                return f"{self.places.get(name, name)} = {value!r}: {text.rstrip(']').split(chr(10))[-2].strip()}"
+        return one_line(error).removeprefix("Error: ")
+
+    def _why(self, error: BaseException) -> str:
+        if isinstance(error, SystemExit):
+            # A number: gunicorn itself has already printed what is wrong.
+            return error.code.removeprefix("Error: ") if isinstance(error.code, str) else "see the error above"
+        assert isinstance(error, Exception)
+        line = self.explain(error)
+        return line if isinstance(error, (AppImportError, RuntimeError)) else f"{type(error).__name__}: {line}"
+
+
+def services_of(path: str, global_conf: Mapping[str, str], environ: Mapping[str, str]) -> list[Settings]:
+    """The settings of every enabled agent section of the ini; none when it has no such section, or is no ini.
+
+    Raises SettingError for a wrong setting.
+    """
+    try:
+        if not ini.filter_sections(path):
+            return []
+    except IniError:
+        return []
+    return [service for service in ini.services(path, environ, global_conf) if service.enabled]
+
+
+def one_line(error: BaseException) -> str:
+    """str() of `error` without line breaks; its type when it says nothing."""
+    text = " ".join(str(error).split())
+    return text if text or isinstance(error, AgentError) else type(error).__name__

@@ -1,0 +1,77 @@
+"""The agent's server hooks, composed with the user's own.
+
+gunicorn keeps one function per hook. The agent never takes that place from the user: `install` sets, for every hook in
+`_OURS`, a function that calls the user's first and the agent's second.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from gunicorn.config import Config
+
+from paste_agent import lifecycle
+from paste_agent.settings import Settings
+
+log = logging.getLogger("paste_agent")
+
+#: Services of the ini first, then what gunicorn passes to the hook.
+Hook = Callable[..., None]
+
+
+def _post_worker_init(services: Sequence[Settings], worker: Any) -> None:
+    lifecycle.start_reporters()
+
+
+def _on_exit(services: Sequence[Settings], arbiter: Any) -> None:
+    lifecycle.finish(services)
+
+
+#: gunicorn's name of the hook: what the agent does there. A further hook is a further line.
+_OURS: dict[str, Hook] = {
+    "post_worker_init": _post_worker_init,
+    "on_exit": _on_exit,
+}
+
+#: Hooks at the end of a process: the agent's part runs even when the user's part raises, or counts would be lost.
+_ENDINGS = frozenset({"on_exit", "child_exit", "worker_exit", "worker_int", "worker_abort"})
+
+_said: set[str] = set()
+
+
+def install(cfg: Config, services: Sequence[Settings]) -> None:
+    """Compose the agent's hooks with those in `cfg`, which is complete and has not been through here before.
+
+    services: of every enabled agent section of the ini; may be empty.
+    """
+    for name, ours in _OURS.items():
+        cfg.set(name, _composed(name, cfg.settings[name].get(), functools.partial(ours, services)))
+
+
+def _composed(name: str, theirs: Callable[..., object], ours: Callable[..., None]) -> Callable[..., object]:
+    # gunicorn counts the parameters of a hook with inspect.signature, which follows __wrapped__ to the user's.
+    @functools.wraps(theirs)
+    def hook(*args: object) -> object:
+        try:
+            result = theirs(*args)
+        except BaseException:
+            if name in _ENDINGS:
+                _guarded(name, ours, args)
+            raise
+        _guarded(name, ours, args)
+        return result
+
+    return hook
+
+
+def _guarded(name: str, ours: Callable[..., None], args: tuple[object, ...]) -> None:
+    """No fault of the agent's reaches the server; the first of each hook is told."""
+    try:
+        ours(*args)
+    except Exception:
+        if name not in _said:
+            _said.add(name)
+            log.warning("the agent's part of gunicorn's hook %s failed; serving goes on", name, exc_info=True)

@@ -1,0 +1,390 @@
+"""Every setting, in one table.
+
+The parser, the error messages, `paste-agent check` and docs/settings.md all read `TABLE`; nothing else lists settings.
+
+Precedence, highest first: the section's key in the ini, the environment's `PASTE_AGENT_<KEY>`, the standard
+OpenTelemetry variable where there is one, the default.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from urllib.parse import unquote, urlsplit
+
+from paste_agent.errors import SettingError
+
+SIGNALS = ("traces", "metrics", "logs")
+#: A store that is not to survive a reboot: it lives in the runtime directory.
+IN_MEMORY = "memory"
+DEFAULT_SECTION = "filter:agent"
+
+_TRUE = frozenset(("true", "yes", "on", "1"))
+_FALSE = frozenset(("false", "no", "off", "0"))
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+
+
+class _WrongValue(Exception):
+    """str() of it says what was expected, with an example."""
+
+
+# -- kinds: how a value is read, and how a person is told what was expected ----------------------------------------
+
+
+def _boolean(text: str) -> bool:
+    word = text.strip().lower()
+    if word in _TRUE:
+        return True
+    if word in _FALSE:
+        return False
+    raise _WrongValue("expected true or false")
+
+
+def _number(
+    unit: str, example: str, *, low: float = 0.0, low_included: bool = False, high: float = 1e9
+) -> Callable[[str], float]:
+    bound = f"{unit} {'from' if low_included else 'above'} {low:g}"
+
+    def read(text: str) -> float:
+        try:
+            number = float(text)
+        except ValueError:
+            number = float("nan")
+        if not (number >= low if low_included else number > low) or number > high:  # a NaN fails both
+            raise _WrongValue(f"expected {bound}, for example {example}")
+        return number
+
+    return read
+
+
+def _integer(low: int, high: int, example: str) -> Callable[[str], int]:
+    def read(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            number = low - 1
+        if not low <= number <= high:
+            raise _WrongValue(f"expected a whole number from {low} to {high}, for example {example}")
+        return number
+
+    return read
+
+
+def _text(text: str) -> str:
+    value = text.strip()
+    if not value or len(value) > 255 or not value.isprintable():
+        raise _WrongValue("expected 1 to 255 printable characters")
+    return value
+
+
+def _path(text: str) -> str:
+    value = text.strip()
+    if not value or "\0" in value:
+        raise _WrongValue("expected a path, for example /var/lib/shop/agent.sqlite")
+    return os.path.expanduser(value)
+
+
+def _url(text: str) -> str:
+    value = text.strip()
+    try:
+        parts = urlsplit(value)
+        parts.port  # noqa: B018 -- raises when it is no number
+    except ValueError:
+        parts = urlsplit("")
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise _WrongValue("expected a URL, for example http://127.0.0.1:4318")
+    return value
+
+
+def _pairs(text: str) -> dict[str, str]:
+    """`key=value,key=value`, values percent-encoded, as OTEL_RESOURCE_ATTRIBUTES and W3C Baggage have them."""
+    pairs: dict[str, str] = {}
+    for item in text.split(","):
+        if not item.strip():
+            continue
+        key, equals, value = item.partition("=")
+        if not equals or not key.strip():
+            raise _WrongValue("expected key=value pairs separated by commas, for example team=shop,tier=web")
+        pairs[key.strip()] = unquote(value.strip())
+    return pairs
+
+
+def _headers(text: str) -> dict[str, str]:
+    pairs = _pairs(text)
+    for name, value in pairs.items():
+        if not _HEADER_NAME.fullmatch(name) or "\r" in value or "\n" in value:
+            raise _WrongValue("expected header=value pairs separated by commas, for example x-api-key=abc")
+    return pairs
+
+
+def _choice(*words: str) -> Callable[[str], str]:
+    def read(text: str) -> str:
+        word = text.strip().lower()
+        if word not in words:
+            raise _WrongValue(f"expected {' or '.join(words)}")
+        return word
+
+    return read
+
+
+# -- the table -----------------------------------------------------------------------------------------------------
+
+
+def _as_it_is(text: str) -> str:
+    return text
+
+
+def _negated(text: str) -> str:
+    return str(not _boolean(text))
+
+
+def _milliseconds(text: str) -> str:
+    try:
+        return repr(float(text) / 1000)
+    except ValueError:
+        raise _WrongValue("expected milliseconds above 0, for example 60000") from None
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One row: a key of `[filter:agent]` and all that is known about it."""
+
+    key: str
+    read: Callable[[str], object]  #: raises _WrongValue
+    default: object
+    unit: str  #: '' for none
+    help: str
+    default_text: str = ""  #: how the default reads when another setting or the host decides it
+    otel: str = ""  #: the standard variable that also sets it
+    from_otel: Callable[[str], str] = _as_it_is  #: that variable's form to this key's form
+    secret: bool = False
+
+    @property
+    def variable(self) -> str:
+        return f"PASTE_AGENT_{self.key.upper()}"
+
+
+_seconds = _number("seconds", "60")
+
+
+def _per_minute(key: str, default: float, help_text: str) -> Setting:
+    return Setting(key, _number("traces a minute", "60", low_included=True), default, "1/min", help_text)
+
+
+def _otlp_rows(signal: str) -> list[Setting]:
+    """The seven rows of a collector: for all signals when `signal` is '', else for that one."""
+    prefix = f"{signal}_" if signal else ""
+    variable = f"OTEL_EXPORTER_OTLP_{prefix.upper()}"
+    whom = f" for {signal} alone" if signal else ""
+    same = f"as without `{prefix}`" if signal else ""
+    where = (
+        "used as it is" if signal else "the agent adds /v1/traces, /v1/metrics and /v1/logs; without it nothing is sent"
+    )
+    return [
+        Setting(f"{prefix}endpoint", _url, None, "", f"Collector's OTLP/HTTP address{whom}: {where}.", otel=f"{variable}ENDPOINT", default_text=same),
+        Setting(f"{prefix}headers", _headers, None if signal else {}, "", f"Headers sent to the collector{whom}, key=value,key=value.", otel=f"{variable}HEADERS", secret=True, default_text=same),
+        Setting(f"{prefix}timeout_s", _seconds, None if signal else 10.0, "s", f"How long one export may take{whom}.", otel=f"{variable}TIMEOUT", from_otel=_milliseconds, default_text=same),
+        Setting(f"{prefix}compression", _choice("gzip", "none"), None if signal else "gzip", "", f"Compression of what is sent{whom}: gzip or none.", otel=f"{variable}COMPRESSION", default_text=same),
+        Setting(f"{prefix}certificate", _path, None, "", f"PEM file of the authorities trusted to sign the collector's certificate{whom}.", otel=f"{variable}CERTIFICATE", default_text=same),
+        Setting(f"{prefix}client_key", _path, None, "", f"PEM file of the client's private key{whom}.", otel=f"{variable}CLIENT_KEY", default_text=same),
+        Setting(f"{prefix}client_certificate", _path, None, "", f"PEM file of the client's certificate{whom}.", otel=f"{variable}CLIENT_CERTIFICATE", default_text=same),
+    ]  # fmt: skip
+
+
+TABLE: dict[str, Setting] = {
+    row.key: row
+    for row in [
+        Setting("enabled", _boolean, True, "", "false: the filter's factory returns the application itself.",
+                otel="OTEL_SDK_DISABLED", from_otel=_negated),
+        Setting("service_name", _text, None, "", "Name of the service. Each has its own recorders, lease and store.",
+                default_text="the ini's name without `.ini`", otel="OTEL_SERVICE_NAME"),
+        Setting("resource_attributes", _pairs, {}, "", "Further attributes of the resource, key=value,key=value, such as deployment.environment.name=production.",
+                otel="OTEL_RESOURCE_ATTRIBUTES"),
+        Setting("store", _path, None, "", "Path of the store, relative to the ini; `memory`: in the runtime directory, gone after a reboot.",
+                default_text="`<service>.sqlite` under `$XDG_STATE_HOME/paste-agent`"),
+        Setting("runtime_dir", _path, None, "", "Directory for flight recorders and lease, private to the user, best on a memory file system.",
+                default_text="`/dev/shm/paste-agent-<uid>`, else `$XDG_RUNTIME_DIR/paste-agent`"),
+        *_otlp_rows(""),
+        *(row for signal in SIGNALS for row in _otlp_rows(signal)),
+        Setting("report_interval_s", _seconds, 60.0, "s", "Between exports of metrics. Draining is every second, whatever this says.",
+                otel="OTEL_METRIC_EXPORT_INTERVAL", from_otel=_milliseconds),
+        Setting("trace_interval_s", _seconds, 5.0, "s", "Between exports of kept traces and their exceptions.",
+                otel="OTEL_BSP_SCHEDULE_DELAY", from_otel=_milliseconds),
+        Setting("apdex_t_s", _seconds, 0.5, "s", "Apdex: satisfied up to it, tolerating up to four times it."),
+        Setting("slow_request_s", _seconds, None, "s", "A transaction that takes longer is kept as a trace.",
+                default_text="four times `apdex_t_s`"),
+        _per_minute("parent_traces_per_min", 600.0, "Most traces kept because the caller sampled them, for each process."),
+        _per_minute("random_traces_per_min", 12.0, "Traces kept at random, about so many, for each process."),
+        _per_minute("slow_traces_per_min", 30.0, "Most traces kept because they were slow, for each process."),
+        _per_minute("failed_traces_per_min", 30.0, "Most traces kept because they failed, for each process."),
+        Setting("record_query", _boolean, False, "", "Record `url.query` of kept traces, its values replaced by REDACTED."),
+        Setting("max_series", _integer(10, 2000, "2000"), 2000, "", "Most combinations of method, route, status and error; the rest fold into one."),
+        Setting("ring_records", _integer(1024, 1_048_576, "16384"), 16_384, "", "Finished transactions that a process can hold until they are drained, 64 bytes each."),
+        Setting("retention_days", _number("days", "30"), 30.0, "d", "How long the store keeps what it knows of the past."),
+        Setting("store_max_mib", _number("MiB", "256", low=8, low_included=True), 256.0, "MiB", "Size that the store may reach; beyond it the oldest traces go first."),
+        Setting("shutdown_timeout_s", _seconds, 2.0, "s", "How long the last drain and export of a process may take."),
+    ]
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where one signal goes, and how."""
+
+    url: str
+    headers: Mapping[str, str]
+    timeout_s: float
+    gzip: bool
+    certificate: str | None
+    client_key: str | None
+    client_certificate: str | None
+
+
+class Settings:
+    """The effective settings of one service. Made by `load`; not changed afterwards."""
+
+    enabled: bool
+    service_name: str
+    resource_attributes: Mapping[str, str]
+    store: str  #: absolute, or IN_MEMORY
+    runtime_dir: str | None
+    report_interval_s: float
+    trace_interval_s: float
+    apdex_t_s: float
+    slow_request_s: float
+    parent_traces_per_min: float
+    random_traces_per_min: float
+    slow_traces_per_min: float
+    failed_traces_per_min: float
+    record_query: bool
+    max_series: int
+    ring_records: int
+    retention_days: float
+    store_max_mib: float
+    shutdown_timeout_s: float
+
+    def __init__(self, values: Mapping[str, object], origins: Mapping[str, str], section: str) -> None:
+        """values: by key, complete. origins: 'default', 'ini', or the name of the environment variable, by key."""
+        self.values = dict(values)
+        self.origins = dict(origins)
+        self.section = section
+        for key in Settings.__annotations__:
+            setattr(self, key, values[key])
+
+    def target(self, signal: str) -> Target | None:
+        """Where `signal` (one of SIGNALS) is sent; None when no endpoint is set for it."""
+
+        def of(key: str) -> object:
+            own = self.values[f"{signal}_{key}"]
+            return self.values[key] if own is None else own
+
+        url = self.values[f"{signal}_endpoint"]
+        if url is None:
+            base = self.values["endpoint"]
+            if base is None:
+                return None
+            url = f"{str(base).rstrip('/')}/v1/{signal}"
+        headers, timeout_s = of("headers"), of("timeout_s")
+        assert isinstance(headers, dict)
+        assert isinstance(timeout_s, float)
+
+        def path(key: str) -> str | None:
+            value = of(key)
+            return None if value is None else str(value)
+
+        return Target(
+            url=str(url),
+            headers=headers,
+            timeout_s=timeout_s,
+            gzip=of("compression") == "gzip",
+            certificate=path("certificate"),
+            client_key=path("client_key"),
+            client_certificate=path("client_certificate"),
+        )
+
+
+def load(
+    local_conf: Mapping[str, str],
+    global_conf: Mapping[str, str],
+    environ: Mapping[str, str],
+    section: str = DEFAULT_SECTION,
+) -> Settings:
+    """Read the settings of one service.
+
+    local_conf, global_conf: as PasteDeploy passes them to a factory.
+    environ: the process's environment.
+    section: for messages, such as `filter:agent`.
+    Raises SettingError for an unknown key or a wrong value, wherever it stands.
+    """
+    for key in local_conf:
+        if key not in TABLE and not (key.startswith("__") and key.endswith("__")):
+            raise SettingError(f"[{section}] {key}", local_conf[key], _cure_of_unknown(key, TABLE))
+    for name in environ:
+        if name.startswith("PASTE_AGENT_") and name not in _VARIABLES and not name.startswith("PASTE_AGENT__"):
+            raise SettingError(name, environ[name], _cure_of_unknown(name, _VARIABLES))
+    values: dict[str, object] = {}
+    origins: dict[str, str] = {}
+    for row in TABLE.values():
+        values[row.key], origins[row.key] = _effective(row, local_conf, environ, section)
+    _derive(values, global_conf, environ)
+    return Settings(values, origins, section)
+
+
+_VARIABLES = {row.variable: row.key for row in TABLE.values()}
+
+
+def _effective(
+    row: Setting, local_conf: Mapping[str, str], environ: Mapping[str, str], section: str
+) -> tuple[object, str]:
+    """The value of one row, and where it came from."""
+    if row.key in local_conf:
+        return _read(row, f"[{section}] {row.key}", local_conf[row.key], _as_it_is), "ini"
+    # OpenTelemetry's specification: an empty variable is one that is not set.
+    if environ.get(row.variable):
+        return _read(row, row.variable, environ[row.variable], _as_it_is), row.variable
+    if row.otel and environ.get(row.otel):
+        return _read(row, row.otel, environ[row.otel], row.from_otel), row.otel
+    return row.default, "default"
+
+
+def _read(row: Setting, place: str, text: str, convert: Callable[[str], str]) -> object:
+    try:
+        return row.read(convert(text))
+    except _WrongValue as wrong:
+        raise SettingError(place, "***" if row.secret else text, str(wrong)) from None
+
+
+def _cure_of_unknown(name: str, known: Mapping[str, object]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"unknown key; did you mean {near[0]}?" if near else "unknown key; `paste-agent check` lists the known ones"
+
+
+def _derive(values: dict[str, object], global_conf: Mapping[str, str], environ: Mapping[str, str]) -> None:
+    """Fill in the defaults that another setting or the host decides."""
+    ini = global_conf.get("__file__")
+    if values["service_name"] is None:
+        stem = os.path.splitext(os.path.basename(ini))[0] if ini else ""
+        values["service_name"] = stem or "unknown_service"
+    if values["slow_request_s"] is None:
+        apdex_t_s = values["apdex_t_s"]
+        assert isinstance(apdex_t_s, float)
+        values["slow_request_s"] = 4 * apdex_t_s
+    here = os.path.dirname(os.path.abspath(ini)) if ini else os.getcwd()
+    store = values["store"]
+    if store is None:
+        state = environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
+        store = os.path.join(state, "paste-agent", f"{file_name_of(str(values['service_name']))}.sqlite")
+    if store != IN_MEMORY:
+        values["store"] = os.path.join(here, str(store))
+    for key in ("runtime_dir", "certificate", "client_key", "client_certificate"):
+        for name in (key, *(f"{signal}_{key}" for signal in SIGNALS)):
+            if values.get(name) is not None:
+                values[name] = os.path.join(here, str(values[name]))
+
+
+def file_name_of(service_name: str) -> str:
+    """A service's name as a part of a path: no separators, nothing hidden, at most 64 characters."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "_", service_name).lstrip(".")[:64] or "service"

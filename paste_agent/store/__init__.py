@@ -1,0 +1,1 @@
+"""The embedded store: what people look at, and the outbox that exporters send from."""

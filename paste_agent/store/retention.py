@@ -1,0 +1,72 @@
+"""Keeps the store within its bounds: rollups age into wider ones, and what is too old or too much goes."""
+
+from __future__ import annotations
+
+import sqlite3
+
+from paste_agent.aggregate import SLOT_S
+from paste_agent.store.store import ENDED, LOST, Store, add_total, total_of
+
+_HOUR = 3600
+_DAY = 86_400
+#: From which width to which, and after how long.
+_STEPS = ((SLOT_S, 60, 6 * _HOUR), (60, _HOUR, 4 * _DAY))
+#: Rows moved in one transaction: others write in between.
+_BATCH = 500
+#: Recorders of processes that ended, kept to be looked at.
+_ENDED_KEPT = 100
+
+
+def tidy(store: Store, now_s: float, retention_days: float, max_bytes: int) -> None:
+    """One round of everything. Cheap where there is nothing to do. Raises sqlite3.Error."""
+    for width, wider, after_s in _STEPS:
+        while _age(store, width, wider, now_s - after_s):
+            pass
+    oldest = now_s - retention_days * _DAY
+    with store.transaction() as db:
+        db.execute("DELETE FROM rollups WHERE start < ?", (oldest,))
+        db.execute("DELETE FROM traces WHERE started_at_ns < ?", (int(oldest * 1e9),))
+        db.execute(
+            "DELETE FROM recorders WHERE state IN (?, ?) AND id NOT IN"
+            " (SELECT id FROM recorders WHERE state IN (?, ?) ORDER BY seen_at DESC LIMIT ?)",
+            (ENDED, LOST, ENDED, LOST, _ENDED_KEPT),
+        )
+    _shrink(store, max_bytes)
+
+
+def _age(store: Store, width: int, wider: int, before_s: float) -> bool:
+    """Move a batch of rollups that are all of a wider slot's; whether there may be more."""
+    limit = int(before_s) // wider * wider
+    with store.transaction() as db:
+        rows = db.execute(
+            "SELECT start, series, count, sum_ns, max_ns, satisfied, tolerating, frustrated, buckets FROM rollups"
+            " WHERE width = ? AND start < ? ORDER BY start LIMIT ?",
+            (width, limit, _BATCH),
+        ).fetchall()
+        for start, series, *columns in rows:
+            add_total(
+                db, "rollups", {"start": start // wider * wider, "width": wider, "series": series}, total_of(columns)
+            )
+            db.execute("DELETE FROM rollups WHERE start = ? AND width = ? AND series = ?", (start, width, series))
+    return len(rows) == _BATCH
+
+
+def _used_bytes(db: sqlite3.Connection) -> int:
+    (pages,) = db.execute("PRAGMA page_count").fetchone()
+    (free,) = db.execute("PRAGMA freelist_count").fetchone()
+    (size,) = db.execute("PRAGMA page_size").fetchone()
+    return int((pages - free) * size)
+
+
+def _shrink(store: Store, max_bytes: int) -> None:
+    """Beyond `max_bytes` the oldest traces go first, then the oldest rollups. Totals stay: they are exact."""
+    for table, order in (("traces", "started_at_ns"), ("rollups", "start")):
+        while True:
+            with store.transaction() as db:
+                if _used_bytes(db) <= max_bytes:
+                    return
+                (count,) = db.execute(f"SELECT count(*) FROM {table}").fetchone()
+                if not count:
+                    break
+                oldest = f"SELECT {order} FROM {table} ORDER BY {order} LIMIT {max(1, count // 10)}"
+                db.execute(f"DELETE FROM {table} WHERE {order} <= (SELECT max({order}) FROM ({oldest}))")

@@ -1,0 +1,93 @@
+"""Tables of the store, their version, and the steps from one version to the next."""
+
+from __future__ import annotations
+
+import sqlite3
+
+from paste_agent.errors import StoreError
+
+#: In SQLite's header, so that `file` and other programs tell a store from any other database.
+APPLICATION_ID = 0x50415341
+VERSION = 1
+
+_V1 = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+
+-- What is counted: a metric and its attributes, canonical JSON with the names that go on the wire.
+CREATE TABLE series (
+    id INTEGER PRIMARY KEY, metric TEXT NOT NULL, attributes TEXT NOT NULL, UNIQUE (metric, attributes));
+
+-- Cumulative, from the making of the store on. Durations in ns; buckets: see store.pack_buckets.
+CREATE TABLE totals (
+    series INTEGER PRIMARY KEY REFERENCES series, count INTEGER NOT NULL, sum_ns INTEGER NOT NULL,
+    max_ns INTEGER NOT NULL, satisfied INTEGER NOT NULL, tolerating INTEGER NOT NULL, frustrated INTEGER NOT NULL,
+    buckets BLOB NOT NULL);
+
+-- The same by time: start and width in s. Ageing moves rows into wider ones, so that any sum over rows holds.
+CREATE TABLE rollups (
+    start INTEGER NOT NULL, width INTEGER NOT NULL, series INTEGER NOT NULL REFERENCES series,
+    count INTEGER NOT NULL, sum_ns INTEGER NOT NULL, max_ns INTEGER NOT NULL, satisfied INTEGER NOT NULL,
+    tolerating INTEGER NOT NULL, frustrated INTEGER NOT NULL, buckets BLOB NOT NULL,
+    PRIMARY KEY (start, width, series)) WITHOUT ROWID;
+
+-- Every recorder that is or was read: the position is committed with the totals that it stands for.
+CREATE TABLE recorders (
+    id TEXT PRIMARY KEY, position INTEGER NOT NULL, worker INTEGER NOT NULL, pid INTEGER NOT NULL,
+    serving INTEGER NOT NULL, state TEXT NOT NULL, opened_at REAL NOT NULL, seen_at REAL NOT NULL,
+    requests INTEGER NOT NULL, in_flight INTEGER NOT NULL, busy REAL NOT NULL, words TEXT NOT NULL) WITHOUT ROWID;
+
+-- Counters that are no durations; a time is in ns.
+CREATE TABLE counters (
+    name TEXT NOT NULL, attributes TEXT NOT NULL, value INTEGER NOT NULL, PRIMARY KEY (name, attributes)) WITHOUT ROWID;
+
+-- Kept transactions. detail: JSON; NULL until the process that recorded the transaction has written it.
+-- sent: 0 waiting, 1 sent, 2 refused by the collector.
+CREATE TABLE traces (
+    trace_id BLOB NOT NULL, span_id BLOB NOT NULL, parent_id BLOB, started_at_ns INTEGER NOT NULL,
+    duration_ns INTEGER NOT NULL, failed INTEGER NOT NULL, why INTEGER NOT NULL, attributes TEXT NOT NULL,
+    detail TEXT, written_at REAL NOT NULL, sent INTEGER NOT NULL, PRIMARY KEY (trace_id, span_id)) WITHOUT ROWID;
+CREATE INDEX traces_by_start ON traces (started_at_ns);
+CREATE INDEX traces_to_send ON traces (written_at) WHERE sent = 0;
+"""
+
+_STEPS = {0: _V1}
+
+
+def prepare(connection: sqlite3.Connection, path: str) -> None:
+    """Make the tables, or bring them up to VERSION. Several processes may do so at once.
+
+    Raises StoreError for a store of a newer agent, and for a database that is no store.
+    """
+    version = _version(connection)
+    if version == VERSION:
+        return
+    if version > VERSION:
+        raise StoreError(
+            f"{path}: made by a newer paste-agent (schema {version}, this one knows {VERSION});"
+            " upgrade paste-agent, or set another `store`"
+        )
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        version = _version(connection)
+        if version == 0 and connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+            raise StoreError(f"{path}: a database, but not a store of paste-agent; set another `store`")
+        for step in range(version, VERSION):
+            for statement in _statements(_STEPS[step]):
+                connection.execute(statement)
+        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        connection.execute(f"PRAGMA user_version = {VERSION}")
+    except BaseException:
+        connection.rollback()
+        raise
+    connection.commit()
+
+
+def _version(connection: sqlite3.Connection) -> int:
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    return int(version)
+
+
+def _statements(script: str) -> list[str]:
+    """`executescript` would commit: the steps belong to one transaction."""
+    lines = (line.partition("--")[0] for line in script.splitlines())
+    return [statement for statement in "\n".join(lines).split(";") if statement.strip()]

@@ -1,0 +1,372 @@
+"""Reads and writes the store. SQLite in WAL mode: one writes, any number read meanwhile."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import struct
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
+
+from paste_agent.aggregate import OVERFLOW, SLOT_S, Delta, SeriesKey, Total
+from paste_agent.errors import StoreError
+from paste_agent.store import schema
+
+_BUCKET = struct.Struct("<HQ")
+_COLUMNS = "count, sum_ns, max_ns, satisfied, tolerating, frustrated, buckets"
+#: Another process may write: kept traces come from every worker. Long enough for its transaction, no longer.
+_BUSY_TIMEOUT_S = 2.0
+#: Pages of memory a connection may keep: the default is 2 MB, a quarter of which does for a worker.
+_CACHE_KIB = 512
+
+#: Begins the path of a store in memory, an SQLite URI that further connections of this process can open as well.
+MEMORY = "file:paste-agent"
+
+WAITING, SENT, REFUSED = 0, 1, 2
+#: States of a recorder's process.
+RUNNING, ENDED, LOST = "running", "ended", "lost"
+
+
+@dataclass
+class RecorderRow:
+    """A recorder as the lead left it; a row outlives its process."""
+
+    id: str
+    position: int
+    worker: int  #: small, from 1, reused
+    pid: int
+    serving: bool
+    state: str
+    opened_at: float  #: s since the epoch, as all times here
+    seen_at: float
+    requests: int
+    in_flight: int
+    busy: float  #: share of the time that it served, 0 to 1
+    words: list[int]  #: of its header, as read last
+
+
+@dataclass(frozen=True)
+class TraceRow:
+    """A kept transaction. detail: attributes of the span beyond those of its series, tracestate, exception; see
+    `detail.trace_row`. None: the process that recorded it has not written it (yet)."""
+
+    trace_id: bytes
+    span_id: bytes
+    parent_id: bytes | None
+    started_at_ns: int  #: since the epoch
+    duration_ns: int
+    failed: bool
+    why: int  #: KEPT_ bits
+    attributes: Mapping[str, str | int]
+    detail: Mapping[str, object] | None
+
+
+@dataclass(frozen=True)
+class SeriesTotal:
+    metric: str
+    attributes: Mapping[str, str | int | bool]
+    total: Total
+
+
+Counters = dict[tuple[str, str], int]  #: by name and canonical attributes
+
+
+class Store:
+    """One connection. Belongs to the thread that opened it."""
+
+    def __init__(self, path: str, *, read_only: bool = False) -> None:
+        """Open the store at `path`, made where there is none.
+
+        Raises StoreError for a path that cannot be opened, is no store, or is of a newer agent.
+        """
+        self.path = path
+        try:
+            if not read_only:
+                _make_private(path)
+            self._db = _connect(path, read_only)
+        except (OSError, sqlite3.Error) as error:
+            raise StoreError(f"{path}: cannot be opened: {getattr(error, 'strerror', None) or error}") from error
+        try:
+            if read_only:
+                self._check()
+            else:
+                self._db.execute("PRAGMA journal_mode = WAL")
+                # A crash of the machine may lose the last commits; a crash of a process loses none.
+                self._db.execute("PRAGMA synchronous = NORMAL")
+                schema.prepare(self._db, path)
+        except sqlite3.Error as error:
+            self._db.close()
+            raise StoreError(f"{path}: cannot be read as a store: {error}") from error
+        except BaseException:
+            self._db.close()
+            raise
+
+    def _check(self) -> None:
+        (application,) = self._db.execute("PRAGMA application_id").fetchone()
+        if application != schema.APPLICATION_ID:
+            raise StoreError(f"{self.path}: not a store of paste-agent")
+        schema.prepare(self._db, self.path)
+
+    def close(self) -> None:
+        self._db.close()
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """The one place that begins, commits and rolls back. Raises sqlite3.Error after having rolled back."""
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield self._db
+        except BaseException:
+            self._db.rollback()
+            raise
+        self._db.commit()
+
+    # -- the lead writes -------------------------------------------------------------------------------------------
+
+    def commit_drain(
+        self,
+        delta: Delta,
+        rows: Iterable[tuple[int, RecorderRow]],
+        counters: Mapping[tuple[str, str], int],
+        max_series: int,
+    ) -> None:
+        """Add what one drain brought, together with the positions that it came to.
+
+        rows: the position that the drain began at (-1: the recorder is new), and the recorder as it is now.
+        counters: to be added.
+        Raises sqlite3.Error; then nothing has changed. Also when a recorder is no longer where the drain began:
+        another lead has been at it, and its totals hold what `delta` has.
+        """
+        with self.transaction() as db:
+            for began_at, row in rows:
+                _move(db, began_at, row)
+            for (key, slot_s), total in delta.totals.items():
+                series = _series_id(db, key, max_series)
+                add_total(db, "totals", {"series": series}, total)
+                add_total(db, "rollups", {"start": slot_s, "width": SLOT_S, "series": series}, total)
+            for (name, attributes), value in counters.items():
+                db.execute(
+                    "INSERT INTO counters VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET value = value + excluded.value",
+                    (name, attributes, value),
+                )
+
+    def set_state(self, ids: Iterable[str], state: str) -> None:
+        """Of recorders whose files are gone."""
+        with self.transaction() as db:
+            db.executemany("UPDATE recorders SET state = ? WHERE id = ?", [(state, name) for name in ids])
+
+    def set_meta(self, key: str, value: str) -> None:
+        with self.transaction() as db:
+            db.execute("INSERT INTO meta VALUES (?, ?) ON CONFLICT DO UPDATE SET value = excluded.value", (key, value))
+
+    def instance_id(self, wanted: str) -> str:
+        """`service.instance.id` of this store: `wanted` when the store is new, ever the same from then on."""
+        with self.transaction() as db:
+            db.execute("INSERT OR IGNORE INTO meta VALUES ('service.instance.id', ?)", (wanted,))
+            db.execute("INSERT OR IGNORE INTO meta VALUES ('started_at_ns', ?)", (str(time.time_ns()),))
+        return self.meta("service.instance.id") or wanted
+
+    # -- every reporter writes -------------------------------------------------------------------------------------
+
+    def add_traces(self, rows: Sequence[TraceRow], written_at: float) -> None:
+        """Keep transactions. A row with detail takes the place of one without, never the other way round."""
+        with self.transaction() as db:
+            db.executemany(
+                """INSERT INTO traces VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0)
+                   ON CONFLICT DO UPDATE SET detail = excluded.detail, attributes = excluded.attributes
+                   WHERE detail IS NULL AND excluded.detail IS NOT NULL""",
+                [_trace_values(row, written_at) for row in rows],
+            )
+
+    # -- exporters -------------------------------------------------------------------------------------------------
+
+    def traces_to_send(self, limit: int, bare_before: float) -> list[TraceRow]:
+        """The oldest kept transactions that wait; one without detail only if it was written before `bare_before`."""
+        rows = self._db.execute(
+            f"SELECT {_TRACE_COLUMNS} FROM traces WHERE sent = 0 AND (detail IS NOT NULL OR written_at < ?)"
+            " ORDER BY written_at LIMIT ?",
+            (bare_before, limit),
+        )
+        return [_trace_row(row) for row in rows]
+
+    def settle_traces(self, rows: Iterable[TraceRow], state: int) -> None:
+        """state: SENT or REFUSED; neither is tried again."""
+        with self.transaction() as db:
+            db.executemany(
+                "UPDATE traces SET sent = ? WHERE trace_id = ? AND span_id = ?",
+                [(state, row.trace_id, row.span_id) for row in rows],
+            )
+
+    def add_counter(self, name: str, attributes: str, value: int) -> None:
+        with self.transaction() as db:
+            db.execute(
+                "INSERT INTO counters VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET value = value + excluded.value",
+                (name, attributes, value),
+            )
+
+    # -- anyone reads ----------------------------------------------------------------------------------------------
+
+    def meta(self, key: str) -> str | None:
+        row = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+        return None if row is None else str(row[0])
+
+    def totals(self) -> list[SeriesTotal]:
+        """All series, cumulative."""
+        rows = self._db.execute(f"SELECT metric, attributes, {_COLUMNS} FROM totals JOIN series ON series.id = series")
+        return [SeriesTotal(row[0], json.loads(row[1]), total_of(row[2:])) for row in rows]
+
+    def totals_between(self, start_s: float, end_s: float) -> list[SeriesTotal]:
+        """All series, summed over the rollups that begin in [start_s, end_s)."""
+        rows = self._db.execute(
+            f"SELECT metric, attributes, {_COLUMNS} FROM rollups JOIN series ON series.id = series"
+            " WHERE start >= ? AND start < ?",
+            (start_s, end_s),
+        )
+        found: dict[SeriesKey, Total] = {}
+        for metric, attributes, *columns in rows:
+            found.setdefault((metric, attributes), Total()).add(total_of(columns))
+        return [SeriesTotal(metric, json.loads(attributes), total) for (metric, attributes), total in found.items()]
+
+    def span_of_time(self) -> tuple[float, float] | None:
+        """Start of the first and end of the last rollup, s since the epoch; None for an empty store."""
+        first, last = self._db.execute("SELECT min(start), max(start + width) FROM rollups").fetchone()
+        return None if first is None else (float(first), float(last))
+
+    def counters(self) -> Counters:
+        return {(name, attributes): value for name, attributes, value in self._db.execute("SELECT * FROM counters")}
+
+    def recorders(self) -> list[RecorderRow]:
+        """By worker number, the oldest of each first."""
+        rows = self._db.execute("SELECT * FROM recorders ORDER BY worker, opened_at")
+        return [_recorder_row(*row) for row in rows]
+
+    def traces(self, start_s: float, end_s: float, order: str, failed: bool, limit: int) -> list[TraceRow]:
+        """Kept transactions that began in [start_s, end_s). order: 'slowest' or 'newest'. failed: those alone."""
+        by = {"slowest": "duration_ns", "newest": "started_at_ns"}[order]
+        rows = self._db.execute(
+            f"SELECT {_TRACE_COLUMNS} FROM traces WHERE started_at_ns >= ? AND started_at_ns < ? AND failed >= ?"
+            f" ORDER BY {by} DESC LIMIT ?",
+            (int(start_s * 1e9), min(int(end_s * 1e9), (1 << 63) - 1), int(failed), limit),
+        )
+        return [_trace_row(row) for row in rows]
+
+
+# -- connections ---------------------------------------------------------------------------------------------------
+
+
+def _make_private(path: str) -> None:
+    """Make the file before SQLite does: paths and messages that it will hold are nobody else's business."""
+    if path.startswith(MEMORY):
+        return
+    directory = os.path.dirname(path)
+    if directory:
+        os.makedirs(directory, exist_ok=True)
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+
+
+def _connect(path: str, read_only: bool) -> sqlite3.Connection:
+    name = path if path.startswith(MEMORY) else f"file:{quote(path)}?mode={'ro' if read_only else 'rw'}"
+    connection = sqlite3.connect(name, timeout=_BUSY_TIMEOUT_S, isolation_level=None, uri=True)
+    connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
+    return connection
+
+
+# -- rows ----------------------------------------------------------------------------------------------------------
+
+
+def pack_buckets(buckets: Mapping[int, int]) -> bytes:
+    """Index into aggregate.BOUNDS (u16) and count (u64) of each bucket that is not empty."""
+    return b"".join(_BUCKET.pack(bucket, count) for bucket, count in sorted(buckets.items()))
+
+
+def unpack_buckets(data: bytes) -> dict[int, int]:
+    return dict(_BUCKET.iter_unpack(data))
+
+
+def total_of(columns: Sequence[Any]) -> Total:
+    """A total from _COLUMNS, in their order."""
+    count, sum_ns, max_ns, satisfied, tolerating, frustrated, buckets = columns
+    return Total(count, sum_ns, max_ns, satisfied, tolerating, frustrated, unpack_buckets(buckets))
+
+
+def _recorder_row(*columns: Any) -> RecorderRow:
+    *plain, words = columns
+    row = RecorderRow(*plain, json.loads(words))
+    row.serving = bool(row.serving)
+    return row
+
+
+def add_total(db: sqlite3.Connection, table: str, key: Mapping[str, int], total: Total) -> None:
+    where = " AND ".join(f"{column} = ?" for column in key)
+    values = tuple(key.values())
+    found = db.execute(f"SELECT {_COLUMNS} FROM {table} WHERE {where}", values).fetchone()
+    merged = total_of(found) if found else Total()
+    merged.add(total)
+    numbers = (merged.count, merged.sum_ns, merged.max_ns, merged.satisfied, merged.tolerating, merged.frustrated)
+    db.execute(
+        f"INSERT OR REPLACE INTO {table} ({', '.join(key)}, {_COLUMNS}) VALUES ({', '.join('?' * (len(key) + 7))})",
+        (*values, *numbers, pack_buckets(merged.buckets)),
+    )
+
+
+def _series_id(db: sqlite3.Connection, key: SeriesKey, max_series: int) -> int:
+    """The id of a series; beyond the bound, of the one that holds the rest."""
+    row = db.execute("SELECT id FROM series WHERE metric = ? AND attributes = ?", key).fetchone()
+    if row is not None:
+        return int(row[0])
+    metric, attributes = key
+    if attributes != OVERFLOW:
+        (known,) = db.execute("SELECT count(*) FROM series WHERE metric = ?", (metric,)).fetchone()
+        if known >= max_series:
+            return _series_id(db, (metric, OVERFLOW), max_series)
+    added = db.execute("INSERT INTO series (metric, attributes) VALUES (?, ?)", key).lastrowid
+    assert added is not None
+    return added
+
+
+def _move(db: sqlite3.Connection, began_at: int, row: RecorderRow) -> None:
+    values = (
+        row.position, row.worker, row.pid, row.serving, row.state, row.opened_at, row.seen_at, row.requests,
+        row.in_flight, row.busy, json.dumps(row.words),
+    )  # fmt: skip
+    if began_at < 0:
+        db.execute("INSERT INTO recorders VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", (row.id, *values))
+        return
+    changed = db.execute(
+        """UPDATE recorders SET (position, worker, pid, serving, state, opened_at, seen_at, requests, in_flight, busy,
+           words) = (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) WHERE id = ? AND position = ?""",
+        (*values, row.id, began_at),
+    )
+    if changed.rowcount != 1:
+        raise sqlite3.IntegrityError(f"recorder {row.id} is no longer at {began_at}")
+
+
+_TRACE_COLUMNS = "trace_id, span_id, parent_id, started_at_ns, duration_ns, failed, why, attributes, detail"
+
+
+def _trace_values(row: TraceRow, written_at: float) -> tuple[object, ...]:
+    detail = None if row.detail is None else json.dumps(row.detail)
+    return (
+        row.trace_id, row.span_id, row.parent_id, row.started_at_ns, row.duration_ns, int(row.failed), row.why,
+        json.dumps(dict(row.attributes), sort_keys=True), detail, written_at,
+    )  # fmt: skip
+
+
+def _trace_row(row: Sequence[Any]) -> TraceRow:
+    trace_id, span_id, parent_id, started_at_ns, duration_ns, failed, why, attributes, detail = row
+    return TraceRow(
+        trace_id=trace_id,
+        span_id=span_id,
+        parent_id=parent_id,
+        started_at_ns=started_at_ns,
+        duration_ns=duration_ns,
+        failed=bool(failed),
+        why=why,
+        attributes=json.loads(attributes),
+        detail=None if detail is None else json.loads(detail),
+    )

@@ -1,0 +1,74 @@
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+
+# Each of these runs inside somebody's production service: few, well kept, and
+# with ranges rather than pins. docs/how-it-works.md says what each is for.
+RUNTIME = [
+    "PasteDeploy>=3.0,<4",
+    "gunicorn>=23,<28",
+    "WebOb>=1.8.8,<2",
+    "requests>=2.31,<3",
+    "opentelemetry-proto>=1.30,<2",
+    "rich>=13,<16",
+    "click>=8.1,<9",
+]
+# What the tests drive the agent with: other servers, frameworks, a collector.
+TEST = [
+    "pytest>=8",
+    "hypothesis>=6.100",
+    "Paste>=3.10",
+    "PasteScript>=3.7",
+    "setuptools<82",  # PasteScript imports pkg_resources
+    "waitress>=3",
+    "pyramid>=2",
+    "Routes>=2.5",
+    "gevent>=24.10.1",
+    "packaging",  # gunicorn's gevent worker imports it
+    "rotel>=0.0.1a15",
+]
+LINT = ["ruff>=0.17,<0.18", "mypy>=2.4,<3", "types-requests", "types-protobuf", "build"]
+
+setup(
+    name="paste-agent",
+    version="0.1.0",
+    description="Monitoring agent for WSGI services under gunicorn, switched on by one line of ini",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    keywords="wsgi paste pastedeploy gunicorn apm monitoring opentelemetry",
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Environment :: Web Environment",
+        "Framework :: Paste",
+        "Framework :: Pyramid",
+        "Intended Audience :: Developers",
+        "Intended Audience :: System Administrators",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Internet :: WWW/HTTP :: WSGI",
+        "Topic :: System :: Monitoring",
+        "Typing :: Typed",
+    ],
+    packages=find_packages(include=["paste_agent", "paste_agent.*"]),
+    package_data={"paste_agent": ["py.typed"], "paste_agent.demo": ["static/*"]},
+    python_requires=">=3.10",
+    install_requires=RUNTIME,
+    extras_require={"test": TEST, "lint": LINT},
+    entry_points={
+        "paste.filter_app_factory": ["main = paste_agent.filter:main"],
+        "paste.server_runner": ["main = paste_agent.server.runner:main"],
+        "paste.app_factory": ["demo = paste_agent.demo.shop:main"],
+        "console_scripts": [
+            "gunicorn_paster = paste_agent.server.gunicorn_paster:run",
+            "paste-agent = paste_agent.cli.main:run",
+        ],
+    },
+)
