@@ -68,7 +68,7 @@ class Agent:
     def after_fork(self) -> None:
         """In the child: unopened again. What the parent uses is let go of, and left alone."""
         if self._reporter is not None:
-            self._reporter.leadership.abandon()
+            self._reporter.abandon()
             # Not even collected: closing an SQLite connection here would disturb the parent's.
             _INHERITED.append(self._reporter)
         if self._recorder is not None:

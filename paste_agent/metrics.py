@@ -1,6 +1,7 @@
 """Every metric that this version sends, in one table: what an exporter has to know beyond the numbers.
 
-Names and units are those of OpenTelemetry's semantic conventions where there is one; the rest begin with `paste_agent.`.
+Names and units are those of OpenTelemetry's semantic conventions where there is one;
+the rest begin with `paste_agent.`.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
 def _read_file(path: str) -> str:
@@ -16,8 +16,7 @@ def _read_file(path: str) -> str:
         return file.read()
 
 
-@dataclass(frozen=True)
-class Probe:
+class Probe(NamedTuple):
     """One reading, in the order of the recorder's words from W_PROBED_AT on; 0 where the platform does not tell."""
 
     probed_at_ns: int

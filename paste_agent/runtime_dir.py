@@ -6,9 +6,9 @@ a link, is refused.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import stat
+import zlib
 from collections.abc import Iterator, Mapping
 
 from paste_agent.errors import RuntimeDirError
@@ -25,8 +25,8 @@ def service_dir(settings: Settings, environ: Mapping[str, str]) -> str:
     Two services, or two stores of one service, never share one.
     Raises RuntimeDirError when there is no place that is private to this user.
     """
-    mark = hashlib.sha256(f"{settings.service_name}\0{settings.store}".encode()).hexdigest()[:8]
-    name = f"{file_name_of(settings.service_name)}-{mark}"
+    mark = zlib.crc32(f"{settings.service_name}\0{settings.store}".encode())
+    name = f"{file_name_of(settings.service_name)}-{mark:08x}"
     refused: list[str] = []
     for base in _bases(settings, environ):
         try:

@@ -8,11 +8,10 @@ OpenTelemetry variable where there is one, the default.
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from paste_agent.errors import SettingError
@@ -148,8 +147,7 @@ def _milliseconds(text: str) -> str:
         raise _WrongValue("expected milliseconds above 0, for example 60000") from None
 
 
-@dataclass(frozen=True)
-class Setting:
+class Setting(NamedTuple):
     """One row: a key of `[filter:agent]` and all that is known about it."""
 
     key: str
@@ -230,8 +228,7 @@ TABLE: dict[str, Setting] = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Target:
+class Target(NamedTuple):
     """Where one signal goes, and how."""
 
     url: str
@@ -358,6 +355,8 @@ def _read(row: Setting, place: str, text: str, convert: Callable[[str], str]) ->
 
 
 def _cure_of_unknown(name: str, known: Mapping[str, object]) -> str:
+    import difflib  # only a mistake needs it
+
     near = difflib.get_close_matches(name, known, n=1)
     return f"unknown key; did you mean {near[0]}?" if near else "unknown key; `paste-agent check` lists the known ones"
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from time import perf_counter_ns
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 from paste_agent import naming, propagation
 from paste_agent.recorder import layout
@@ -35,8 +34,7 @@ _UNITS = ((1e14, 1e6), (1e11, 1e3), (1e8, 1.0))
 _MAX_QUEUE_US = 0xFFFFFFFE
 
 
-@dataclass(frozen=True)
-class Frame:
+class Frame(NamedTuple):
     """One frame of a stack; the reporter looks up the line of source."""
 
     file: str
@@ -44,8 +42,7 @@ class Frame:
     function: str
 
 
-@dataclass(frozen=True)
-class Raised:
+class Raised(NamedTuple):
     """An exception, without references to anything that lives: its frames would keep whole requests alive."""
 
     type: str
@@ -55,8 +52,7 @@ class Raised:
     explicit_cause: bool  #: `raise … from …`, rather than raised while another was handled
 
 
-@dataclass(frozen=True)
-class KeptTransaction:
+class KeptTransaction(NamedTuple):
     """What a kept transaction leaves for the reporter of its process."""
 
     trace_id: bytes

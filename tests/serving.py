@@ -153,17 +153,29 @@ def serve(
 
 
 def run(command: Sequence[str], cwd: Path | str, env: Mapping[str, str] | None = None) -> tuple[int, str, str]:
-    """Run `command` to its end; returns exit status, stdout and stderr. TimeoutExpired when it does not end."""
-    done = subprocess.run(
+    """Run `command` to its end; returns exit status, stdout and stderr.
+
+    AssertionError that shows both when it does not end.
+    """
+    process = subprocess.Popen(
         list(command),
         cwd=cwd,
         env=dict(environment() if env is None else env),
         stdin=subprocess.DEVNULL,
-        capture_output=True,
-        timeout=PATIENCE_S,
-        check=False,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
     )
-    return done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")
+    with process:
+        try:
+            out, err = process.communicate(timeout=PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            out, err = process.communicate()
+            raise AssertionError(f"{' '.join(command)} did not end:\n{(out + err).decode(errors='replace')}") from None
+        finally:
+            _end(process)
+    return process.returncode, out.decode(errors="replace"), err.decode(errors="replace")
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

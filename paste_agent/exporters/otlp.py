@@ -136,12 +136,12 @@ class _Adapter(HTTPAdapter):
         super().__init__(pool_connections=1, pool_maxsize=1, max_retries=0)
 
     def init_poolmanager(self, *args: Any, **options: Any) -> None:
-        super().init_poolmanager(*args, **options)  # type: ignore[no-untyped-call]
+        super().init_poolmanager(*args, **options)
         self._bound(self.poolmanager)
 
     def proxy_manager_for(self, proxy: str, **options: Any) -> Any:
         known = proxy in self.proxy_manager
-        manager = super().proxy_manager_for(proxy, **options)  # type: ignore[no-untyped-call]
+        manager = super().proxy_manager_for(proxy, **options)
         if not known:
             self._bound(manager)
         return manager
@@ -281,7 +281,7 @@ class Sender:
         """The URL's own name and password. Without an `auth`, requests would put a .netrc's over the user's header."""
         name, password = requests.utils.get_auth_from_url(self._target.url)
         if (name or password) and "Authorization" not in request.headers:
-            return requests.auth.HTTPBasicAuth(name.encode(), password.encode())(request)
+            requests.auth.HTTPBasicAuth(name.encode(), password.encode())(request)
         return request
 
     def _headers(self) -> CaseInsensitiveDict[str | bytes]:
@@ -355,7 +355,7 @@ def _said(answer: _Answer) -> str:
     line = excerpt(f"{answer.status} {answer.phrase}")
     headers = answer.headers or {}
     if 300 <= answer.status < 400:
-        return f"{line}: redirects to {excerpt(shown(headers.get('Location', '')))}"
+        return f"{line}: redirects to {excerpt(headers.get('Location', '').partition('?')[0])}"
     said = otlp_encode.read_status(answer.body) if "protobuf" in headers.get("Content-Type", "") else None
     more = excerpt(answer.body[: 4 * _MAX_EXCERPT].decode("utf-8", "replace") if said is None else said)
     return f"{line}: {more}" if more else line

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import mmap
 import os
-import secrets
 import struct
 import time
 from collections import deque
@@ -87,7 +86,7 @@ class Recorder:
         Raises OSError when the file cannot be made.
         """
         self.geometry = layout.Geometry(records, slots)
-        self.id = f"{os.getpid()}-{secrets.token_hex(8)}"
+        self.id = f"{os.getpid()}-{os.urandom(8).hex()}"
         self.sampler = sampler
         self.on_fault = on_fault
         self._max_series = max_series
@@ -118,7 +117,7 @@ class Recorder:
         self._next_dropped = count(1).__next__
         self._next_unslotted = count(1).__next__
         # A generator of this process's own: a fork reseeds the module's, but not one like this.
-        self._ids = Random(secrets.randbits(256))
+        self._ids = Random(os.urandom(32))
 
     def _header(self, service: str) -> bytes:
         geometry = self.geometry

@@ -8,13 +8,14 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gunicorn.app.base import Application, BaseApplication
 from gunicorn.arbiter import Arbiter
 from gunicorn.config import get_default_config_file
-from gunicorn.errors import AppImportError
+from gunicorn.errors import AppImportError, HaltServer
 
 from paste_agent import ini
 from paste_agent.errors import AgentError, IniError
@@ -29,6 +30,8 @@ class ReloadRefused(Exception):
 class IniArbiter(Arbiter):  # type: ignore[misc]  # gunicorn ships no types
     """gunicorn's arbiter, which outlives a broken configuration on SIGHUP."""
 
+    halting = False
+
     def reload(self) -> None:
         try:
             super().reload()
@@ -38,8 +41,28 @@ class IniArbiter(Arbiter):  # type: ignore[misc]  # gunicorn ships no types
             self.log.error("Not reloaded, the running configuration stays: %s", refused, exc_info=refused.__cause__)
 
     def halt(self, reason: str | None = None, exit_status: int = 0) -> None:
+        self.halting = True
         # The message is already on stderr; to the shell it is the same failure as one found before the first fork.
         super().halt(reason, 1 if exit_status == self.APP_LOAD_ERROR else exit_status)
+
+    def reap_workers(self) -> None:
+        try:
+            super().reap_workers()
+        except HaltServer:
+            self._forget_reaped()
+            if not self.halting:
+                raise
+            # The second of several workers that cannot boot: gunicorn would leave halt() halfway, without on_exit.
+            self.reap_workers()
+
+    def _forget_reaped(self) -> None:
+        # Before gunicorn 27 the worker that halts the server stays in the table, and stop() waits for it to end.
+        for pid, worker in list(self.WORKERS.items()):
+            try:
+                os.kill(pid, 0)
+            except ProcessLookupError:
+                del self.WORKERS[pid]
+                worker.tmp.close()
 
 
 class _Arbitrated(BaseApplication):  # type: ignore[misc]  # gunicorn ships no types
@@ -50,6 +73,12 @@ class _Arbitrated(BaseApplication):  # type: ignore[misc]  # gunicorn ships no t
             IniArbiter(self).run()
         except (RuntimeError, AppImportError) as error:  # AppImportError: the application is preloaded
             sys.exit(f"Error: {self.explain(error)}")
+        except Exception as error:
+            if not _passed(error, "logging.config"):
+                raise
+            sys.exit(
+                f"Error: {self.cfg.logconfig}: [loggers] and what it names: {type(error).__name__}: {one_line(error)}"
+            )
 
     def explain(self, error: Exception) -> str:
         """`error` in one line."""
@@ -73,6 +102,14 @@ class IniApplication(Application, _Arbitrated):  # type: ignore[misc]  # gunicor
     def try_out(self) -> None:
         """Raise whatever would stop the new configuration from being served; called on SIGHUP."""
         _ = (self.cfg.worker_class, self.cfg.logger_class, self.cfg.address)
+
+    def run(self) -> None:
+        if self.cfg.check_config:  # gunicorn looks at the application only
+            try:
+                IniApplication.try_out(self)
+            except RuntimeError as error:
+                sys.exit(f"Error: {self.explain(error)}")
+        super().run()
 
     def load_config(self) -> None:
         try:
@@ -164,6 +201,11 @@ def services_of(path: str, global_conf: Mapping[str, str], environ: Mapping[str,
     except IniError:
         return []
     return [service for service in ini.services(path, environ, global_conf) if service.enabled]
+
+
+def _passed(error: Exception, module: str) -> bool:
+    """Whether `error` passed through a function of `module`."""
+    return any(frame.f_globals.get("__name__") == module for frame, _ in traceback.walk_tb(error.__traceback__))
 
 
 def one_line(error: BaseException) -> str:

@@ -10,6 +10,7 @@ import argparse
 import configparser
 import os
 import sys
+import traceback
 from typing import Any
 from urllib.parse import quote
 
@@ -17,7 +18,7 @@ from gunicorn import util
 from gunicorn.errors import AppImportError
 from paste.deploy import loadwsgi
 
-from paste_agent.errors import AgentError, IniError
+from paste_agent.errors import AgentError, IniError, SettingError
 from paste_agent.server import section
 from paste_agent.server.application import IniApplication, one_line, services_of
 from paste_agent.server.rehearsal import rehearse
@@ -104,6 +105,9 @@ class PasterApplication(IniApplication):
     def _set_global_conf(self, given: dict[str, Any]) -> None:
         # Before the ini is read, since it takes part in reading it; and again after gunicorn's configuration file.
         if "raw_paste_global_conf" in given:
+            for pair in given["raw_paste_global_conf"]:
+                if "=" not in pair:
+                    raise SettingError("--paste-global", pair, "expected key=value")
             self.cfg.set("raw_paste_global_conf", given["raw_paste_global_conf"])
 
 
@@ -139,12 +143,10 @@ def _is_loaders(error: Exception) -> bool:
         TypeError,
         configparser.Error,
     )
-    trace = error.__traceback__
-    while trace is not None:
-        if not trace.tb_frame.f_globals.get("__name__", "").startswith(_LOADERS):
-            return False
-        trace = trace.tb_next
-    return isinstance(error, kinds)
+    frames = (frame for frame, _line in traceback.walk_tb(error.__traceback__))
+    return isinstance(error, kinds) and all(
+        frame.f_globals.get("__name__", "").startswith(_LOADERS) for frame in frames
+    )
 
 
 def run() -> None:

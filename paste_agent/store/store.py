@@ -295,9 +295,9 @@ def total_of(columns: Sequence[Any]) -> Total:
 
 
 def _recorder_row(*columns: Any) -> RecorderRow:
-    *plain, words = columns
-    row = RecorderRow(*plain, json.loads(words))
+    row = RecorderRow(*columns)
     row.serving = bool(row.serving)
+    row.words = json.loads(columns[-1])
     return row
 
 

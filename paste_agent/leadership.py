@@ -1,0 +1,196 @@
+"""What a process does while it holds the lease: it drains in its reporter's thread, and exports in another.
+
+Imported by the process that leads, when it first does: the other workers do not carry the store.
+"""
+
+from __future__ import annotations
+
+import platform
+import socket
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from paste_agent import native, probes
+from paste_agent.exporters.resource import Facts, resource_of
+from paste_agent.lead import Lead
+from paste_agent.log import Warnings, logger
+from paste_agent.recorder.reader import Reader
+from paste_agent.settings import SIGNALS, Settings
+from paste_agent.store.opening import name_instance, open_store
+from paste_agent.store.store import Store
+
+if TYPE_CHECKING:
+    from paste_agent.exporters.otlp import OtlpExporter
+
+#: The first export of metrics: a newcomer looks at the collector sooner than after a whole interval.
+_FIRST_EXPORT_S = 5.0
+
+
+class Leadership:
+    """The lead's work, from taking the lease until letting go of it."""
+
+    def __init__(
+        self, settings: Settings, directory: str | None, recorder: str, own: list[Reader], warn: Warnings
+    ) -> None:
+        """directory: the service's runtime directory, or None. recorder: id of this process's, '' where it has none.
+        own: recorders in this process's memory.
+
+        Raises sqlite3.Error for a store that opens, but cannot be read.
+        """
+        self._settings = settings
+        self._directory = directory
+        self._recorder = recorder
+        self._warn = warn
+        self._export: _ExportThread | None = None
+        store = open_store(settings, directory, warn)
+        try:
+            name_instance(settings, store)
+            self._lead = Lead(settings, store, directory, own, warn)
+        except BaseException:
+            store.close()
+            raise
+
+    def tick(self) -> float:
+        """Drain once. Returns how long to sleep, s. A store that refuses is told of, and tried again."""
+        lead = self._lead
+        try:
+            lead.drain()
+            lead.tidy()
+        except sqlite3.Error as error:
+            self._say_store(error)
+        if self._export is None and self._exports():
+            self._export = _ExportThread(self._settings, lead, self._warn)
+        return lead.next_drain_s
+
+    def complete(self, deadline: float) -> None:
+        """The last drain of this process, whose recorder is marked closed; when no other serves, the last export too.
+
+        deadline: s of the monotonic clock.
+        """
+        lead = self._lead
+        try:
+            lead.drain()
+            if not lead.others_serve(self._recorder):
+                # All are closed by now, those of processes that are still ending too: this drain gets the rest.
+                lead.drain()
+                if self._export is None and self._exports():
+                    self._export = _ExportThread(self._settings, lead, self._warn)
+                if self._export is not None:
+                    self._export.finish(deadline)
+        except sqlite3.Error as error:
+            self._say_store(error)
+        finally:
+            if self._export is not None:
+                self._export.stop.set()
+            lead.close()
+
+    def close_readers(self) -> None:
+        """In a forked child: close what keeps locks of the parent, and nothing else."""
+        self._lead.close_readers()
+
+    def say_start(self, level: int) -> None:
+        """The one line of a start: which service reports where."""
+        settings = self._settings
+        targets = [target for target in map(settings.target, SIGNALS) if target is not None]
+        goes_to = f", sent to {', '.join(dict.fromkeys(_host_of(target.url) for target in targets))}" if targets else ""
+        name, path = settings.service_name, self._lead.store.path
+        logger.log(level, "service %s: measurements in %s%s", name, path, goes_to)
+
+    def _exports(self) -> bool:
+        return any(self._settings.target(signal) for signal in SIGNALS)
+
+    def _say_store(self, error: sqlite3.Error) -> None:
+        waits_in = self._directory or "memory"
+        self._warn("store", f"store {self._lead.store.path}: {error}; measurements wait in {waits_in}")
+
+
+def _host_of(url: str) -> str:
+    """A URL without path, and without the credentials that it may hold."""
+    scheme, _, rest = url.partition("://")
+    return f"{scheme}://{rest.partition('/')[0].rpartition('@')[2]}"
+
+
+class _ExportThread:
+    """Sends from the store in a thread of its own: no collector that hangs keeps recorders from being drained."""
+
+    def __init__(self, settings: Settings, lead: Lead, warn: Callable[[str, str], None]) -> None:
+        self.stop = native.Flag()
+        self._done = native.Flag()
+        self._deadline: float | None = None
+        self._settings = settings
+        self._lead = lead
+        self._warn = warn
+        native.start_thread(self._run)
+
+    def finish(self, deadline: float) -> None:
+        """Send what is left, and wait for it until `deadline`, s of the monotonic clock."""
+        self._deadline = deadline
+        self.stop.set()
+        self._done.wait(deadline - time.monotonic())
+
+    def _run(self) -> None:
+        try:
+            self._send_until_stopped()
+        except Exception as fault:
+            self._warn("export", f"exporting stopped: {type(fault).__name__}: {fault}")
+        finally:
+            self._done.set()
+
+    def _send_until_stopped(self) -> None:
+        if self.stop.wait(min(_FIRST_EXPORT_S, self._settings.report_interval_s)) and self._deadline is None:
+            return
+        # Here, and not above: requests and protobuf are imported by the process that exports, when it first does.
+        from paste_agent.exporters.otlp import OtlpExporter
+
+        store = Store(self._lead.store.path)
+        try:
+            resource = resource_of(self._settings, store.meta("service.instance.id") or "", _facts())
+            exporter = OtlpExporter(self._settings, resource, self._warn, sleep=self.stop.wait)
+            self._loop(exporter, store)
+        finally:
+            store.close()
+
+    def _loop(self, exporter: OtlpExporter, store: Store) -> None:
+        settings = self._settings
+        metrics_at = traces_at = time.monotonic()
+        while not self.stop.is_set():
+            now = time.monotonic()
+            if now >= traces_at:
+                traces_at = now + settings.trace_interval_s
+                self._send_traces(exporter, store, now + _cycle_s(settings, "traces"))
+            if now >= metrics_at:
+                metrics_at = now + settings.report_interval_s
+                self._send_metrics(exporter, store, now + _cycle_s(settings, "metrics"))
+            self.stop.wait(max(0.01, min(metrics_at, traces_at) - time.monotonic()))
+        if self._deadline is not None:
+            self._send_metrics(exporter, store, self._deadline)
+            self._send_traces(exporter, store, self._deadline)
+
+    def _send_metrics(self, exporter: OtlpExporter, store: Store, deadline: float) -> None:
+        with self._said():
+            exporter.export_metrics(store, self._lead.readings, deadline)
+
+    def _send_traces(self, exporter: OtlpExporter, store: Store, deadline: float) -> None:
+        with self._said():
+            exporter.export_traces(store, deadline)
+
+    @contextmanager
+    def _said(self) -> Iterator[None]:
+        """A store that is busy or full is tried again at the next export."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            self._warn("store", f"store {self._lead.store.path}: {error}; what was to be sent waits")
+
+
+def _facts() -> Facts:
+    runtime, version = platform.python_implementation().lower(), platform.python_version()
+    return Facts(socket.gethostname(), runtime, version, probes.web_engine())
+
+
+def _cycle_s(settings: Settings, signal: str) -> float:
+    target = settings.target(signal)
+    return target.timeout_s if target is not None else 0.0
