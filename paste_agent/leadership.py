@@ -87,6 +87,15 @@ class Leadership:
                 self._export.stop.set()
             lead.close()
 
+    def catch_up(self) -> None:
+        """One drain, and nothing sent."""
+        try:
+            self._lead.drain()
+        except sqlite3.Error as error:
+            self._say_store(error)
+        finally:
+            self._lead.close()
+
     def close_readers(self) -> None:
         """In a forked child: close what keeps locks of the parent, and nothing else."""
         self._lead.close_readers()

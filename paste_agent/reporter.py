@@ -131,6 +131,16 @@ def complete(settings: Settings, directory: str, warn: Warnings) -> None:
             lease.let_go()
 
 
+def catch_up(settings: Settings, directory: str, warn: Warnings) -> None:
+    """Drain what processes that were killed have left, unless somebody leads; for who is about to read the store."""
+    lease = _lease_of(directory, "")
+    if lease.try_take():
+        try:
+            _lead_with(settings, directory, lease, None, warn).catch_up()
+        finally:
+            lease.let_go()
+
+
 def _lease_of(directory: str | None, recorder: str) -> Lease:
     return Lease(None if directory is None else os.path.join(directory, LEASE), Holder(recorder, probes.root_pid()))
 

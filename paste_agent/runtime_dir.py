@@ -25,8 +25,7 @@ def service_dir(settings: Settings, environ: Mapping[str, str]) -> str:
     Two services, or two stores of one service, never share one.
     Raises RuntimeDirError when there is no place that is private to this user.
     """
-    mark = zlib.crc32(f"{settings.service_name}\0{settings.store}".encode())
-    name = f"{file_name_of(settings.service_name)}-{mark:08x}"
+    name = _name_of(settings)
     refused: list[str] = []
     for base in _bases(settings, environ):
         try:
@@ -35,6 +34,20 @@ def service_dir(settings: Settings, environ: Mapping[str, str]) -> str:
         except RuntimeDirError as error:
             refused.append(str(error))
     raise RuntimeDirError("; ".join(refused) or "no memory file system; set `runtime_dir`")
+
+
+def existing_service_dir(settings: Settings, environ: Mapping[str, str]) -> str | None:
+    """The same for somebody who only looks: None where there is none."""
+    for base in _bases(settings, environ):
+        directory = os.path.join(base, _name_of(settings))
+        if os.path.isdir(directory):
+            return _private(directory)
+    return None
+
+
+def _name_of(settings: Settings) -> str:
+    mark = zlib.crc32(f"{settings.service_name}\0{settings.store}".encode())
+    return f"{file_name_of(settings.service_name)}-{mark:08x}"
 
 
 def _bases(settings: Settings, environ: Mapping[str, str]) -> Iterator[str]:

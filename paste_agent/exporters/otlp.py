@@ -76,7 +76,7 @@ class _Answer:
     body: bytes = b""
     problem: str = ""
     detail: str = ""
-    again: bool = False  #: whether the problem may pass
+    hopeless: bool = False  #: no use in trying again before somebody mends something
 
 
 # -- a deadline for every byte -------------------------------------------------------------------------------------
@@ -208,7 +208,7 @@ class Sender:
         while True:
             answer = self._post(packed, deadline)
             outcome = self._judged(answer)
-            if outcome.kind != "later" or not answer.again:
+            if outcome.kind != "later" or answer.hopeless:
                 return outcome
             asked_s = self._asked_s(answer)
             self._asked_for_quiet = outcome if asked_s > 0 else None
@@ -237,7 +237,7 @@ class Sender:
         self._deadline = deadline
         remaining_s = self._remaining_s()
         if remaining_s <= 0:
-            return _Answer(problem="timeout", detail="no time left", again=True)
+            return _Answer(problem="timeout", detail="no time left")
         target = self._target
         certificate = target.client_certificate
         try:
@@ -255,14 +255,14 @@ class Sender:
             ) as response:
                 return _Answer(response.status_code, response.reason or "", response.headers, _read(response))
         except requests.exceptions.SSLError as error:
-            return _Answer(problem="tls", detail=cause_of(error))
+            return _Answer(problem="tls", detail=cause_of(error), hopeless=True)
         except requests.exceptions.Timeout:
-            return _Answer(problem="timeout", detail="no answer in time", again=True)
+            return _Answer(problem="timeout", detail="no answer in time")
         except (requests.exceptions.ConnectionError, requests.exceptions.ChunkedEncodingError) as error:
-            return _Answer(problem="connection", detail=cause_of(error), again=True)
+            return _Answer(problem="connection", detail=cause_of(error))
         except (OSError, ValueError, urllib3.exceptions.HTTPError) as error:
             # Nothing was sent: a URL, a header or a file that cannot be used. It waits until that is mended.
-            return _Answer(problem="request", detail=cause_of(error))
+            return _Answer(problem="request", detail=cause_of(error), hopeless=True)
 
     def _remaining_s(self) -> float:
         return self._deadline - self._clock()

@@ -105,7 +105,7 @@ def _scope() -> InstrumentationScope:
 
 def _within(value: object, low: int, high: int) -> int:
     """A number of the store's that fits its field."""
-    return min(max(value, low), high) if isinstance(value, int) else low
+    return min(max(int(value), low), high) if isinstance(value, int) else low  # int(): it may be a bool
 
 
 # -- metrics -------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest, ExportLogsServiceResponse
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
@@ -362,6 +363,7 @@ odd_details = st.none() | json_values | st.fixed_dictionaries(
 )  # fmt: skip
 
 
+@hypothesis_settings(deadline=None)
 @given(
     attributes=json_values,
     detail=odd_details,

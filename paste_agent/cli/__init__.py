@@ -1,0 +1,1 @@
+"""The command `paste-agent`: one file a subcommand."""

@@ -1,0 +1,242 @@
+"""`paste-agent report`: what the store knows, at a glance, or as JSON for programs."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import click
+from rich import box
+from rich.console import Console, Group
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from paste_agent import reporter
+from paste_agent.aggregate import REQUEST_DURATION, Total
+from paste_agent.cli.target import Target, target_of
+from paste_agent.errors import RuntimeDirError
+from paste_agent.log import Warnings
+from paste_agent.runtime_dir import existing_service_dir
+from paste_agent.store.store import SeriesTotal, Store
+from paste_agent.store.summary import figures, overall, summarize, trace_name
+
+_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+_SPAN = re.compile(r"([0-9]+(?:\.[0-9]+)?)([smhd])")
+
+
+class Span(click.ParamType):
+    """A length of time, such as 10m; converts to seconds."""
+
+    name = "span"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, float):
+            return value
+        match = _SPAN.fullmatch(str(value))
+        if match is None or not float(match[1]):
+            self.fail(f"{value!r}: expected a number and s, m, h or d, for example 10m", param, ctx)
+        return float(match[1]) * _UNITS_S[match[2]]
+
+
+@click.command()
+@click.argument("path", metavar="INI|STORE", default="production.ini")
+@click.option("--since", type=Span(), help="Only what happened since then, such as 10m, 6h or 2d. [default: all]")
+@click.option("--service", help="Which service, when the ini measures several.")
+@click.option("--limit", type=click.IntRange(1, 1000), default=15, show_default=True, help="Most routes to list.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead, with every route.")
+def command(path: str, since: float | None, service: str | None, limit: int, as_json: bool) -> None:
+    """Print requests, errors, latency and Apdex by route, the slowest and failed transactions, and the workers."""
+    target = target_of(path, service)
+    _catch_up(target)
+    store = Store(target.store, read_only=True)
+    try:
+        start_s, end_s = _window(store, since)
+        name = target.settings.service_name if target.settings else (store.meta("service.name") or target.store)
+        summary = summarize(store, name, start_s, end_s)
+        series = [found for found in store.totals_between(start_s, end_s) if found.metric == REQUEST_DURATION]
+    finally:
+        store.close()
+    if as_json:
+        click.echo(json.dumps(summary, indent=2))
+        return
+    console = Console(highlight=False)
+    console.print(_page(summary, series, end_s - start_s, limit))
+
+
+def _catch_up(target: Target) -> None:
+    """Count what a killed service has left behind; whoever may not, reads the store as it is."""
+    if target.settings is None:
+        return
+    try:
+        directory = existing_service_dir(target.settings, os.environ)
+    except RuntimeDirError:
+        return
+    if directory is not None and os.access(target.store, os.W_OK):
+        reporter.catch_up(target.settings, directory, Warnings(target.settings.service_name))
+
+
+def _window(store: Store, since: float | None) -> tuple[float, float]:
+    now = time.time()
+    if since is not None:
+        return now - since, now
+    known = store.span_of_time()
+    return (known[0], min(known[1], now)) if known else (now, now)
+
+
+# -- the page ------------------------------------------------------------------------------------------------------
+
+
+def _page(summary: dict[str, Any], series: Sequence[SeriesTotal], seconds: float, limit: int) -> Group:
+    if not summary["requests"]:
+        return Group(
+            Panel(
+                Text("No requests in this span of time. Send the service one, and wait a second."),
+                title=str(summary["service"]),
+                title_align="left",
+                box=box.ROUNDED,
+            )
+        )
+    parts: list[Any] = [_head(summary, overall(series), seconds), _routes(series, limit)]
+    slowest = sorted(summary["traces"], key=lambda trace: -trace["duration_s"])[:5]
+    parts.append(_traces("Slowest transactions", slowest))
+    failed = [trace for trace in summary["traces"] if trace["failed"]][:5]
+    if failed:
+        parts.append(_traces("Failed transactions", failed))
+    if summary["workers"]:
+        parts.append(_workers(summary["workers"]))
+    if summary["dropped"]:
+        parts.append(Text(f"{summary['dropped']} records were lost; see docs/operations.md", style="bold red"))
+    return Group(*parts)
+
+
+def _head(summary: dict[str, Any], total: Total, seconds: float) -> Panel:
+    share = summary["errors"] / summary["requests"]
+    found = figures(total)
+    grid = Table.grid(padding=(0, 3))
+    grid.add_row(
+        _figure("requests", f"{summary['requests']:,}"),
+        _figure("errors", f"{summary['errors']:,} ({share:.1%})", "red" if summary["errors"] else "green"),
+        _figure("throughput", _rate(summary["requests"], seconds)),
+        _figure("p50", duration(found["p50_s"])),
+        _figure("p95", duration(found["p95_s"])),
+        _figure("p99", duration(found["p99_s"])),
+        _figure("Apdex", _apdex_text(found["apdex"]), _apdex_style(found["apdex"])),
+    )
+    title = f"[bold]{summary['service']}[/bold]  {summary['from'][:19]}Z – {summary['to'][:19]}Z"
+    return Panel(grid, title=title, title_align="left", box=box.ROUNDED, expand=False)
+
+
+def _figure(label: str, value: str, style: str = "") -> Text:
+    return Text.assemble((label, "dim"), "\n", (value, f"bold {style}"))
+
+
+def _routes(series: Sequence[SeriesTotal], limit: int) -> Table:
+    """One row a method and route, its statuses together; the ones that took most time first."""
+    totals: dict[str, Total] = {}
+    errors: dict[str, int] = {}
+    for found in series:
+        name = "(more)" if found.attributes.get("otel.metric.overflow") else trace_name(found.attributes)
+        totals.setdefault(name, Total()).add(found.total)
+        if "error.type" in found.attributes:
+            errors[name] = errors.get(name, 0) + found.total.count
+    whole_ns = sum(total.sum_ns for total in totals.values()) or 1
+    table = _table("Routes, by time spent")
+    table.add_column("route", overflow="fold", ratio=1)
+    for heading in ("requests", "errors", "p50", "p95", "p99", "max", "Apdex", "time"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    ranked = sorted(totals.items(), key=lambda item: -item[1].sum_ns)
+    for name, total in ranked[:limit]:
+        found_figures = figures(total)
+        failed = errors.get(name, 0)
+        table.add_row(
+            Text(name),
+            f"{total.count:,}",
+            Text(f"{failed:,}", style="red") if failed else Text("0", style="dim"),
+            duration(found_figures["p50_s"]),
+            duration(found_figures["p95_s"]),
+            duration(found_figures["p99_s"]),
+            duration(found_figures["max_s"]),
+            Text(_apdex_text(found_figures["apdex"]), style=_apdex_style(found_figures["apdex"])),
+            f"{total.sum_ns / whole_ns:.0%}",
+        )
+    if len(ranked) > limit:
+        table.caption = f"{len(ranked) - limit} more; --limit {len(ranked)} lists all"
+    return table
+
+
+def _traces(title: str, traces: Sequence[dict[str, Any]]) -> Table:
+    table = _table(title)
+    table.add_column("when (UTC)", no_wrap=True)
+    table.add_column("took", justify="right", no_wrap=True)
+    table.add_column("status", justify="right", no_wrap=True)
+    table.add_column("transaction", overflow="fold", ratio=1)
+    table.add_column("trace", no_wrap=True, style="dim")
+    for trace in traces:
+        what = Text(trace["name"])
+        if trace["path"]:
+            what.append(f"  {printable(trace['path'])}", style="dim")
+        if trace["error_type"] and not str(trace["error_type"]).isdecimal():
+            message = f": {printable(trace['message'])}" if trace["message"] else ""
+            what.append(f"\n{trace['error_type']}{message}", style="red")
+        table.add_row(
+            trace["start"][11:19],
+            duration(trace["duration_s"]),
+            Text(str(trace["status"] or "–"), style="red" if trace["failed"] else ""),
+            what,
+            trace["trace_id"][:16],
+        )
+    return table
+
+
+def _workers(workers: Sequence[dict[str, Any]]) -> Table:
+    table = _table("Workers")
+    for heading in ("worker", "pid", "requests", "in flight", "busy", "memory", "since (UTC)"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for worker in workers:
+        table.add_row(
+            str(worker["number"]),
+            str(worker["pid"]),
+            f"{worker['requests']:,}",
+            str(worker["in_flight"]),
+            f"{worker['busy']:.0%}",
+            f"{worker['memory_bytes'] / 1048576:.1f} MiB",
+            worker["since"][:19].replace("T", " "),
+        )
+    return table
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+
+
+def duration(seconds: float) -> str:
+    """Three figures and a unit: 12.3 ms."""
+    for unit, scale in (("s", 1.0), ("ms", 1e-3)):
+        if seconds >= scale:
+            return f"{seconds / scale:.3g} {unit}" if seconds / scale < 100 else f"{seconds / scale:,.0f} {unit}"
+    return f"{seconds / 1e-6:.3g} µs"
+
+
+def printable(text: str) -> str:
+    """Paths and messages come from anybody: nothing that a terminal would obey, and no more than fits."""
+    return "".join(char if char.isprintable() else "�" for char in text)[:200]
+
+
+def _rate(count: int, seconds: float) -> str:
+    if seconds <= 0:
+        return "–"
+    rate = count / seconds
+    return f"{rate:.1f}/s" if rate >= 1 else f"{rate * 60:.1f}/min"
+
+
+def _apdex_text(apdex: float | None) -> str:
+    return "–" if apdex is None else f"{apdex:.2f}"
+
+
+def _apdex_style(apdex: float | None) -> str:
+    return "dim" if apdex is None else "green" if apdex >= 0.85 else "yellow" if apdex >= 0.7 else "red"

@@ -1,0 +1,56 @@
+"""What a subcommand is pointed at: an ini, or the path of a store."""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+from paste_agent import ini
+from paste_agent.errors import IniError, StoreError
+from paste_agent.settings import IN_MEMORY, Settings
+
+_SQLITE = b"SQLite format 3\0"
+
+
+class Target(NamedTuple):
+    """A store to read. settings: of its service; None when the store itself was named."""
+
+    store: str
+    settings: Settings | None
+
+
+def target_of(path: str, service: str | None) -> Target:
+    """Find the store behind `path`.
+
+    service: which one, when the ini measures several.
+    Raises IniError, SettingError and StoreError, each one line.
+    """
+    if not os.path.exists(path):
+        raise IniError(f"{path}: no such file; give the service's ini, or the path of its store")
+    if os.path.isdir(path):
+        raise IniError(f"{path}: is a directory; give the service's ini, or the path of its store")
+    with open(path, "rb") as file:
+        if file.read(len(_SQLITE)) == _SQLITE:
+            return Target(path, None)
+    services = ini.services(path, os.environ)
+    if service is not None:
+        services = [found for found in services if found.service_name == service]
+    if len(services) != 1:
+        names = ", ".join(found.service_name for found in ini.services(path, os.environ))
+        raise IniError(f"{path}: measures the services {names}; choose one with --service")
+    (found,) = services
+    return Target(store_path(found), found)
+
+
+def store_path(settings: Settings) -> str:
+    """Where the service's store is on this host. Raises StoreError when it has none yet."""
+    from paste_agent.runtime_dir import STORE, existing_service_dir
+
+    path = settings.store
+    if path == IN_MEMORY:
+        directory = existing_service_dir(settings, os.environ)
+        path = os.path.join(directory, STORE) if directory else ""
+    if not os.path.exists(path):
+        where = path or "the runtime directory"
+        raise StoreError(f"{where}: no store yet; start the service and send it a request")
+    return path

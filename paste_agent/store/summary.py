@@ -1,0 +1,146 @@
+"""Sums up a span of time of a store, as `paste-agent report` prints it. Reads only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime, timezone
+from typing import Any
+
+from paste_agent.aggregate import REQUEST_DURATION, Total
+from paste_agent.recorder.layout import WHY_KEPT, W_MEMORY_BYTES
+from paste_agent.store.store import RUNNING, RecorderRow, SeriesTotal, Store, TraceRow
+
+_NS = 1_000_000_000
+#: Kept traces that a report lists, of the slowest and of the failed each.
+TRACES = 10
+
+
+def summarize(store: Store, service: str, start_s: float, end_s: float) -> dict[str, Any]:
+    """The object that `paste-agent report --json` prints: a stable interface, fields are added and not renamed.
+
+    start_s, end_s: s since the epoch; what began in between is summed up.
+    """
+    series = [found for found in store.totals_between(start_s, end_s) if found.metric == REQUEST_DURATION]
+    slowest = store.traces(start_s, end_s, "slowest", False, TRACES)
+    failed = store.traces(start_s, end_s, "newest", True, TRACES)
+    dropped = sum(value for (name, _), value in store.counters().items() if name == "paste_agent.records.dropped")
+    return {
+        "service": service,
+        "instance": store.meta("service.instance.id"),
+        "from": rfc3339(start_s),
+        "to": rfc3339(end_s),
+        "requests": sum(found.total.count for found in series),
+        "errors": sum(found.total.count for found in series if "error.type" in found.attributes),
+        "dropped": dropped,
+        "routes": [_route(found) for found in sorted(series, key=lambda found: -found.total.sum_ns)],
+        "background": [],
+        "workers": [_worker(row) for row in store.recorders() if row.state == RUNNING and row.serving],
+        "traces": [_trace(row) for row in {(row.trace_id, row.span_id): row for row in (*slowest, *failed)}.values()],
+        "errors_seen": _errors(series, store.traces(start_s, end_s, "newest", True, 500)),
+        "postmortems": [],
+    }
+
+
+def overall(totals: Iterable[SeriesTotal]) -> Total:
+    """All of them as one."""
+    everything = Total()
+    for found in totals:
+        everything.add(found.total)
+    return everything
+
+
+def rfc3339(time_s: float) -> str:
+    return datetime.fromtimestamp(time_s, timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def trace_name(attributes: Mapping[str, object]) -> str:
+    """The name of a server span: method and route, never a path."""
+    method = str(attributes.get("http.request.method", "_OTHER"))
+    method = "HTTP" if method == "_OTHER" else method
+    route = attributes.get("http.route")
+    return f"{method} {route}" if route else method
+
+
+def _route(found: SeriesTotal) -> dict[str, Any]:
+    total, attributes = found.total, found.attributes
+    return {
+        "method": attributes.get("http.request.method"),
+        "route": attributes.get("http.route"),
+        "status": attributes.get("http.response.status_code"),
+        "error_type": attributes.get("error.type"),
+        "overflow": bool(attributes.get("otel.metric.overflow", False)),
+        **figures(total),
+    }
+
+
+def figures(total: Total) -> dict[str, Any]:
+    apdex = total.apdex()
+    return {
+        "count": total.count,
+        "sum_s": total.sum_ns / _NS,
+        "p50_s": round(total.quantile_ns(0.50) / _NS, 9),
+        "p95_s": round(total.quantile_ns(0.95) / _NS, 9),
+        "p99_s": round(total.quantile_ns(0.99) / _NS, 9),
+        "max_s": total.max_ns / _NS,
+        "apdex": None if apdex is None else round(apdex, 4),
+    }
+
+
+def _worker(row: RecorderRow) -> dict[str, Any]:
+    return {
+        "number": row.worker,
+        "pid": row.pid,
+        "state": row.state,
+        "requests": row.requests,
+        "in_flight": row.in_flight,
+        "busy": round(row.busy, 4),
+        "memory_bytes": row.words[W_MEMORY_BYTES] if len(row.words) > W_MEMORY_BYTES else 0,
+        "since": rfc3339(row.opened_at),
+        "seen": rfc3339(row.seen_at),
+    }
+
+
+def _trace(row: TraceRow) -> dict[str, Any]:
+    detail = row.detail or {}
+    attributes = detail.get("attributes")
+    exception = detail.get("exception")
+    return {
+        "trace_id": row.trace_id.hex(),
+        "span_id": row.span_id.hex(),
+        "name": trace_name(row.attributes),
+        "start": rfc3339(row.started_at_ns / _NS),
+        "duration_s": row.duration_ns / _NS,
+        "status": row.attributes.get("http.response.status_code"),
+        "failed": row.failed,
+        "error_type": row.attributes.get("error.type"),
+        "why_kept": [word for bit, word in WHY_KEPT.items() if row.why & bit],
+        "path": attributes.get("url.path") if isinstance(attributes, dict) else None,
+        "message": exception.get("message") if isinstance(exception, dict) else None,
+    }
+
+
+def _errors(series: Sequence[SeriesTotal], traces: Sequence[TraceRow]) -> list[dict[str, Any]]:
+    """Errors by type and route, most frequent first; message and time of the newest that was kept."""
+    newest: dict[tuple[object, object], TraceRow] = {}
+    for row in reversed(traces):
+        newest[row.attributes.get("error.type"), row.attributes.get("http.route")] = row
+    grouped: dict[tuple[object, object], int] = {}
+    for found in series:
+        if "error.type" in found.attributes:
+            key = (found.attributes["error.type"], found.attributes.get("http.route"))
+            grouped[key] = grouped.get(key, 0) + found.total.count
+    errors: list[dict[str, Any]] = []
+    for (kind, route), count in sorted(grouped.items(), key=lambda item: -item[1]):
+        last = newest.get((kind, route))
+        exception = (last.detail or {}).get("exception") if last is not None else None
+        errors.append(
+            {
+                "type": kind,
+                "route": route,
+                "count": count,
+                "last_message": exception.get("message") if isinstance(exception, dict) else None,
+                "last_seen": rfc3339(last.started_at_ns / _NS) if last is not None else None,
+                "last_trace_id": last.trace_id.hex() if last is not None else None,
+            }
+        )
+    return errors

@@ -1,0 +1,670 @@
+"""The exporter against real servers on the loopback that answer well, badly, late, or not at all."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Callable, Iterator
+from email.utils import formatdate
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from typing import Any
+
+import pytest
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceResponse
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceResponse
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
+
+import paste_agent
+from paste_agent import settings
+from paste_agent.aggregate import REQUEST_DURATION, Delta, canonical
+from paste_agent.exporters import otlp
+from paste_agent.exporters.otlp import OtlpExporter, Outcome, Sender
+from paste_agent.exporters.otlp_encode import empty_request
+from paste_agent.metrics import EXPORT_FAILED
+from paste_agent.settings import Settings
+from paste_agent.store.store import Store, TraceRow
+from tests.receiver import Answer, Receiver
+
+WALL = 4_000_000_000.0  # later than the store's own start, which is now
+Handle = Callable[[BaseHTTPRequestHandler], None]
+
+
+class Clock:
+    """Stands still but for what is slept, and for `tick` a look."""
+
+    def __init__(self, tick: float = 0.0) -> None:
+        self.now = 1000.0
+        self.tick = tick
+        self.slept: list[float] = []
+        self.stop = False
+
+    def __call__(self) -> float:
+        self.now += self.tick
+        return self.now
+
+    def wall(self) -> float:
+        return WALL + self.now - 1000.0
+
+    def wall_ns(self) -> int:
+        return int(self.wall() * 1e9)
+
+    def sleep(self, seconds: float) -> bool:
+        self.slept.append(seconds)
+        self.now += seconds
+        return self.stop
+
+
+@pytest.fixture(autouse=True)
+def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NETRC"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    with Receiver() as one:
+        yield one
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def settings_for(endpoint: str, **conf: str) -> Settings:
+    return settings.load({"endpoint": endpoint, **conf}, {}, {})
+
+
+def send(
+    endpoint: str, clock: Clock, body: bytes = b"", within_s: float = 20.0, signal: str = "traces", **conf: str
+) -> Outcome:
+    target = settings_for(endpoint, **{"timeout_s": "60", **conf}).target(signal)
+    assert target is not None
+    sender = Sender(signal, target, clock=clock, wall=clock.wall, sleep=clock.sleep, rng=lambda: 1.0)
+    try:
+        return sender.send(body, clock.now + within_s)
+    finally:
+        sender.close()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+        assert isinstance(port, int)
+        return port
+
+
+# -- one request ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("compression", ["gzip", "none"])
+def test_what_is_posted(receiver: Receiver, clock: Clock, compression: str) -> None:
+    outcome = send(
+        receiver.endpoint, clock, compression=compression, headers="x-api-key=a%20b,content-type=wrong,x-name=%C3%BC"
+    )
+    assert outcome == Outcome("sent")
+    (request,) = receiver.requests
+    assert (request.path, request.body) == ("/v1/traces", b"")
+    assert request.headers["content-type"] == "application/x-protobuf"
+    assert request.headers.get("content-encoding") == ("gzip" if compression == "gzip" else None)
+    assert request.headers["user-agent"] == f"paste-agent/{paste_agent.__version__}"
+    assert request.headers["x-api-key"] == "a b"
+    assert request.headers["x-name"].encode("latin-1").decode() == "ü"
+
+
+def test_users_user_agent_wins(receiver: Receiver, clock: Clock) -> None:
+    send(receiver.endpoint, clock, headers="user-agent=mine")
+    assert receiver.requests[0].headers["user-agent"] == "mine"
+
+
+def test_netrc_does_not_take_the_place_of_the_users_header(
+    receiver: Receiver, clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login them password secret\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    send(receiver.endpoint, clock, headers="authorization=Bearer%20key")
+    send(receiver.endpoint, clock)
+    assert [request.headers.get("authorization") for request in receiver.requests] == ["Bearer key", None]
+
+
+def test_name_and_password_of_the_url_are_used(receiver: Receiver, clock: Clock) -> None:
+    send(receiver.endpoint.replace("://", "://me:pass@"), clock)
+    assert receiver.requests[0].headers["authorization"] == "Basic bWU6cGFzcw=="
+
+
+def test_proxy_of_the_environment_is_used(receiver: Receiver, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", receiver.endpoint)
+    assert send("http://collector.invalid:4318", clock) == Outcome("sent")
+    assert receiver.requests[0].path == "http://collector.invalid:4318/v1/traces"
+
+
+def test_connection_is_kept(receiver: Receiver, clock: Clock) -> None:
+    ports: set[int] = set()
+
+    def note(handler: BaseHTTPRequestHandler) -> None:
+        ports.add(handler.client_address[1])
+        handler.close_connection = False
+        handler.send_response(200)
+        handler.send_header("Content-Length", "0")
+        handler.end_headers()
+
+    receiver.default = Answer(raw=note)
+    target = settings_for(receiver.endpoint).target("traces")
+    assert target is not None
+    sender = Sender("traces", target, clock=clock, sleep=clock.sleep)
+    outcomes = [sender.send(b"", clock.now + 10) for _ in range(3)]
+    sender.close()
+    assert outcomes == [Outcome("sent")] * 3
+    assert len(ports) == 1
+
+
+# -- what is tried again -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", [429, 502, 503, 504])
+def test_busy_then_well(receiver: Receiver, clock: Clock, status: int) -> None:
+    receiver.answers.extend([Answer(status), Answer(status)])
+    assert send(receiver.endpoint, clock) == Outcome("sent")
+    assert len(receiver.requests) == 3
+    assert clock.slept == [0.5, 1.0]
+
+
+def test_pauses_double_up_to_a_bound_and_have_jitter(clock: Clock) -> None:
+    draws = iter([0.0, 0.5] * 20)
+    target = settings_for(f"http://127.0.0.1:{free_port()}", timeout_s="60").target("traces")
+    assert target is not None
+    sender = Sender("traces", target, clock=clock, sleep=clock.sleep, rng=lambda: next(draws))
+    outcome = sender.send(b"", clock.now + 30)
+    sender.close()
+    assert clock.slept == [0.25, 0.75, 1.0, 3.0, 4.0, 6.0, 4.0, 6.0, 4.0]
+    assert outcome == Outcome("later", reason="connection", detail="connection refused")
+
+
+def test_the_targets_own_timeout_ends_it_too(clock: Clock) -> None:
+    send(f"http://127.0.0.1:{free_port()}", clock, timeout_s="2", within_s=1000)
+    assert clock.slept == [0.5, 1.0]
+
+
+def test_retry_after_in_seconds(receiver: Receiver, clock: Clock) -> None:
+    receiver.answers.append(Answer(503, headers={"Retry-After": "7"}))
+    assert send(receiver.endpoint, clock).kind == "sent"
+    assert clock.slept == [7.0]
+
+
+def test_retry_after_as_a_date(receiver: Receiver, clock: Clock) -> None:
+    receiver.answers.append(Answer(429, headers={"Retry-After": formatdate(WALL + 9, usegmt=True)}))
+    assert send(receiver.endpoint, clock).kind == "sent"
+    assert clock.slept == [pytest.approx(9.0)]
+
+
+@pytest.mark.parametrize("text", ["0", "-5", "soon", "²", "Thu, 01 Jan 1970 00:00:00 GMT", "Thu, 99 Foo 99999 1:1:1"])
+def test_retry_after_that_says_nothing(receiver: Receiver, clock: Clock, text: str) -> None:
+    receiver.answers.append(Answer(503, headers={"Retry-After": text.encode().decode("latin-1")}))
+    assert send(receiver.endpoint, clock).kind == "sent"
+    assert clock.slept == [0.5]
+
+
+def test_retry_after_past_the_deadline_is_kept_to_next_time(receiver: Receiver, clock: Clock) -> None:
+    receiver.answers.append(Answer(503, headers={"Retry-After": "60"}))
+    target = settings_for(receiver.endpoint).target("traces")
+    assert target is not None
+    sender = Sender("traces", target, clock=clock, sleep=clock.sleep)
+    outcomes = []
+    for later_s in (0, 30, 31):
+        clock.now += later_s
+        outcomes.append(sender.send(b"", clock.now + 20))
+    sender.close()
+    assert [outcome.kind for outcome in outcomes] == ["later", "later", "sent"]
+    assert [outcome.reason for outcome in outcomes] == ["status_503", "status_503", ""]
+    assert len(receiver.requests) == 2
+    assert clock.slept == []
+
+
+def test_a_slip_in_retry_after_does_not_silence_for_long(receiver: Receiver, clock: Clock) -> None:
+    receiver.answers.append(Answer(503, headers={"Retry-After": "999999999999999"}))
+    target = settings_for(receiver.endpoint).target("traces")
+    assert target is not None
+    sender = Sender("traces", target, clock=clock, sleep=clock.sleep)
+    assert sender.send(b"", clock.now + 20).kind == "later"
+    clock.now += 301
+    assert sender.send(b"", clock.now + 20).kind == "sent"
+    sender.close()
+
+
+def test_a_stop_ends_the_waiting(receiver: Receiver, clock: Clock) -> None:
+    receiver.default = Answer(503)
+    clock.stop = True
+    assert send(receiver.endpoint, clock).kind == "later"
+    assert len(receiver.requests) == 1
+
+
+def test_nothing_is_sent_after_the_deadline(receiver: Receiver, clock: Clock) -> None:
+    assert send(receiver.endpoint, clock, within_s=-1) == Outcome("later", reason="timeout", detail="no time left")
+    assert receiver.requests == []
+
+
+def close_at_once(handler: BaseHTTPRequestHandler) -> None:
+    pass
+
+
+def speak_something_else(handler: BaseHTTPRequestHandler) -> None:
+    handler.wfile.write(b"SSH-2.0-OpenSSH_9.2\r\n")
+
+
+@pytest.mark.parametrize("broken", [close_at_once, speak_something_else])
+def test_broken_connection_is_tried_again(receiver: Receiver, clock: Clock, broken: Handle) -> None:
+    receiver.answers.extend([Answer(raw=broken), Answer(raw=broken)])
+    assert send(receiver.endpoint, clock) == Outcome("sent")
+    assert len(receiver.requests) == 3
+
+
+def test_hang_is_a_timeout(receiver: Receiver, clock: Clock) -> None:
+    receiver.default = Answer(raw=lambda handler: receiver.stopping.wait(60) and None)
+    outcome = send(receiver.endpoint, clock, within_s=0.4)
+    assert outcome == Outcome("later", reason="timeout", detail="no answer in time")
+
+
+def test_collector_that_cannot_be_named(clock: Clock) -> None:
+    outcome = send("http://collector.invalid:4318", clock, within_s=0.4)
+    assert (outcome.kind, outcome.reason) == ("later", "connection")
+    assert outcome.detail
+
+
+@pytest.mark.parametrize(
+    "conf", [{"certificate": "/no/such/file.pem"}, {"headers": "x-key=%20leading"}, {"traces_endpoint": "http://a..b/"}]
+)
+def test_settings_that_cannot_work_wait_without_trying_again(clock: Clock, conf: dict[str, str]) -> None:
+    outcome = send("https://127.0.0.1:9", clock, **conf)
+    assert (outcome.kind, outcome.reason) == ("later", "request")
+    assert clock.slept == []
+
+
+# -- what is for good ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 413, 500, 501])
+def test_refusal_is_for_good(receiver: Receiver, clock: Clock, status: int) -> None:
+    receiver.answers.append(Answer(status))
+    outcome = send(receiver.endpoint, clock)
+    assert (outcome.kind, outcome.reason) == ("refused", f"status_{status}")
+    assert outcome.detail.startswith(f"{status} ")
+    assert len(receiver.requests) == 1
+
+
+def test_refusal_says_why(receiver: Receiver, clock: Clock) -> None:
+    text = Answer(400, b"first\x1b[31m\r\nsecond " + b"x" * 5000, {"Content-Type": "text/plain"})
+    receiver.answers.extend([Answer(400, b"\x08\x03\x12\x08bad\nspan"), text, Answer(400, b"\xff\xfe\x00")])
+    details = [send(receiver.endpoint, clock).detail for _ in range(3)]
+    assert details[0] == "400 Bad Request: bad span"
+    assert details[1].startswith("400 Bad Request: first [31m second xxx")
+    for detail in details:
+        assert detail.isprintable()
+        assert len(detail) < 300
+
+
+def test_redirect_is_not_followed(receiver: Receiver, clock: Clock) -> None:
+    with Receiver() as elsewhere:
+        location = f"{elsewhere.endpoint}/v1/traces?key=secret"
+        receiver.answers.append(Answer(307, headers={"Location": location}))
+        outcome = send(receiver.endpoint, clock)
+        assert elsewhere.requests == []
+    assert outcome == Outcome(
+        "refused",
+        reason="status_307",
+        detail=f"307 Temporary Redirect: redirects to {elsewhere.endpoint}/v1/traces",
+    )
+
+
+# -- answers that misbehave ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("body", [b"\xff\xff\xff", b"<html>welcome</html>", b"{}"])
+def test_undecodable_200_is_taken(receiver: Receiver, clock: Clock, body: bytes) -> None:
+    receiver.answers.append(Answer(200, body))
+    assert send(receiver.endpoint, clock) == Outcome("sent")
+
+
+def test_partial_success_is_told_and_not_sent_again(receiver: Receiver, clock: Clock) -> None:
+    body = ExportTraceServiceResponse(
+        partial_success={"rejected_spans": 3, "error_message": "too\nold" + "!" * 999}
+    ).SerializeToString()
+    receiver.answers.append(Answer(200, body))
+    outcome = send(receiver.endpoint, clock)
+    assert (outcome.kind, outcome.rejected, outcome.reason) == ("sent", 3, "partial_success")
+    assert outcome.detail.startswith("too old!!!")
+    assert len(outcome.detail) <= 200
+    assert len(receiver.requests) == 1
+
+
+def test_200_that_breaks_off_in_its_body_is_taken(receiver: Receiver, clock: Clock) -> None:
+    half = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf"
+    receiver.answers.append(Answer(raw=lambda handler: handler.wfile.write(half) and None))
+    assert send(receiver.endpoint, clock).kind == "sent"
+    assert len(receiver.requests) == 1
+
+
+@pytest.mark.parametrize("framing", [b"Content-Length: 268435456\r\n\r\n", b"Transfer-Encoding: chunked\r\n\r\n"])
+def test_no_more_than_4_mib_of_an_answer_is_read(receiver: Receiver, clock: Clock, framing: bytes) -> None:
+    written = [0]
+
+    def flood(handler: BaseHTTPRequestHandler) -> None:
+        handler.wfile.write(b"HTTP/1.1 400 Bad Request\r\n" + framing)
+        piece = b"x" * 65_536
+        if b"chunked" in framing:
+            piece = b"10000\r\n" + piece + b"\r\n"
+        while written[0] < 256 << 20:
+            handler.wfile.write(piece)
+            written[0] += len(piece)
+
+    receiver.answers.append(Answer(raw=flood))
+    assert send(receiver.endpoint, clock).reason == "status_400"
+    receiver.close()  # waits for the flood to end
+    assert written[0] < 64 << 20  # what the kernel buffers comes on top
+
+
+@pytest.mark.parametrize(
+    ("head", "kind"),
+    [(b"HTTP/1.1 200 OK\r\nX-Slow: ", "later"), (b"HTTP/1.1 200 OK\r\nContent-Length: 999999\r\n\r\n", "sent")],
+)
+def test_a_dribble_ends_at_the_deadline(receiver: Receiver, head: bytes, kind: str) -> None:
+    def dribble(handler: BaseHTTPRequestHandler) -> None:
+        handler.wfile.write(head)
+        while not receiver.stopping.wait(0.002):
+            handler.wfile.write(b"x")
+
+    receiver.default = Answer(raw=dribble)
+    # Each look at the clock, one for every piece that arrives, brings the deadline nearer.
+    assert send(receiver.endpoint, Clock(tick=0.25), within_s=15.0).kind == kind
+
+
+def test_a_compressed_answer_is_not_unpacked(receiver: Receiver, clock: Clock) -> None:
+    receiver.answers.append(Answer(200, b"\x1f\x8b no gzip", {"Content-Encoding": "gzip"}))
+    assert send(receiver.endpoint, clock) == Outcome("sent")
+
+
+# -- the exporter --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    one = Store(str(tmp_path / "store.sqlite"))
+    one.instance_id("one")
+    yield one
+    one.close()
+
+
+class Exporting:
+    """An exporter with all that it reports to."""
+
+    def __init__(self, clock: Clock, endpoint: str, **conf: str) -> None:
+        self.clock = clock
+        self.warnings: list[tuple[str, str]] = []
+        self.exporter = OtlpExporter(
+            settings.load({"endpoint": endpoint, **conf} if endpoint else conf, {}, {}),
+            {"service.name": "shop"},
+            lambda kind, message: self.warnings.append((kind, message)),
+            clock=clock,
+            wall_ns=clock.wall_ns,
+            sleep=clock.sleep,
+        )
+
+    def metrics(self, store: Store, within_s: float = 20.0) -> bool:
+        return self.exporter.export_metrics(store, [], self.clock.now + within_s)
+
+    def traces(self, store: Store, within_s: float = 20.0, **options: Any) -> bool:
+        return self.exporter.export_traces(store, self.clock.now + within_s, **options)
+
+
+@pytest.fixture
+def exporting(clock: Clock) -> Iterator[Callable[..., Exporting]]:
+    made: list[Exporting] = []
+
+    def make(endpoint: str, **conf: str) -> Exporting:
+        made.append(Exporting(clock, endpoint, **conf))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.exporter.close()
+
+
+Make = Callable[..., Exporting]
+
+
+def serve(store: Store, routes: int, each: int = 1) -> None:
+    delta = Delta()
+    for number in range(routes):
+        attributes = {"http.request.method": "GET", "http.route": f"/{number}", "http.response.status_code": 200}
+        total = delta.at((REQUEST_DURATION, canonical(attributes)), 0)
+        for _ in range(each):
+            total.observe(1_000_000)
+    store.commit_drain(delta, [], {}, 10_000)
+
+
+def keep(store: Store, count: int, exception: dict[str, str] | None = None, *, bare: bool = False) -> None:
+    detail = None if bare else {"exception": exception} if exception else {}
+    rows = [
+        TraceRow(
+            number.to_bytes(16, "big"), number.to_bytes(8, "big"), None, int(WALL * 1e9), 1, bool(exception), 2,
+            {"http.request.method": "GET"}, detail,
+        )
+        for number in range(1, count + 1)
+    ]  # fmt: skip
+    store.add_traces(rows, WALL)
+
+
+def failed(store: Store) -> dict[tuple[str, str], int]:
+    found = {}
+    for (name, attributes), value in store.counters().items():
+        assert name == EXPORT_FAILED
+        known = json.loads(attributes)
+        found[known["signal"], known["reason"]] = value
+    return found
+
+
+def states(store: Store) -> dict[int, int]:
+    """Number of traces by what `sent` says."""
+    with store.transaction() as db:
+        return dict(db.execute("SELECT sent, count(*) FROM traces GROUP BY sent"))
+
+
+RAISED = {"type": "E", "message": "m", "stacktrace": "s"}
+
+
+def test_nothing_is_sent_without_an_endpoint(exporting: Make, store: Store) -> None:
+    serve(store, 1)
+    keep(store, 1)
+    one = exporting("")
+    assert one.metrics(store)
+    assert one.traces(store)
+    assert states(store) == {0: 1}
+
+
+def test_metrics_arrive_whole(receiver: Receiver, exporting: Make, store: Store) -> None:
+    serve(store, 450, each=2)
+    one = exporting(receiver.endpoint)
+    assert one.metrics(store)
+    serve(store, 1)
+    assert one.metrics(store)
+    counts = receiver.request_counts()
+    assert len(counts) == 450
+    assert counts["GET", "/0", 200] == 3
+    assert counts["GET", "/449", 200] == 2
+    starts = {point.start_time_unix_nano for _, point in receiver.last_points(REQUEST_DURATION)}
+    assert starts == {int(store.meta("started_at_ns") or 0)}
+    assert receiver.resources() == [{"service.name": "shop"}]
+    assert one.warnings == []
+
+
+def test_metrics_that_have_to_wait_are_not_counted_as_lost(receiver: Receiver, exporting: Make, store: Store) -> None:
+    serve(store, 250)
+    receiver.default = Answer(503)
+    one = exporting(receiver.endpoint)
+    assert not one.metrics(store)
+    assert failed(store) == {}
+    ((kind, message),) = one.warnings
+    assert kind == "export metrics status_503"
+    assert message.startswith(f"{receiver.endpoint}/v1/metrics did not take data points: 503 Service Unavailable")
+    receiver.default = Answer()
+    assert one.metrics(store)
+    assert sum(receiver.request_counts().values()) == 250
+
+
+def test_refused_metrics_are_counted(receiver: Receiver, exporting: Make, store: Store) -> None:
+    serve(store, 250)
+    receiver.answers.append(Answer(400, b"\x12\x03bad"))
+    one = exporting(receiver.endpoint)
+    assert one.metrics(store)
+    assert failed(store) == {("metrics", "status_400"): 200}
+    assert sum(receiver.request_counts().values()) == 50
+    ((kind, message),) = one.warnings
+    assert kind == "export metrics status_400"
+    assert "refused 200 data points for good: 400 Bad Request: bad" in message
+
+
+@pytest.mark.parametrize(("rejected", "counted"), [(7, 7), (10**15, 53)])
+def test_rejected_points_are_counted(
+    receiver: Receiver, exporting: Make, store: Store, rejected: int, counted: int
+) -> None:
+    serve(store, 50)  # and three zones of the Apdex
+    partial = {"rejected_data_points": rejected, "error_message": "too old"}
+    receiver.answers.append(Answer(200, ExportMetricsServiceResponse(partial_success=partial).SerializeToString()))
+    one = exporting(receiver.endpoint)
+    assert one.metrics(store)
+    assert failed(store) == {("metrics", "partial_success"): counted}
+    assert f"rejected {counted} data points: too old" in one.warnings[0][1]
+
+
+def test_traces_arrive_once(receiver: Receiver, exporting: Make, store: Store) -> None:
+    keep(store, 450, RAISED)
+    one = exporting(receiver.endpoint)
+    assert one.traces(store)
+    assert one.traces(store)
+    assert len({span.span_id for span in receiver.spans}) == len(receiver.spans) == 450
+    assert len(receiver.logs) == 450
+    assert states(store) == {1: 450}
+    assert one.warnings == []
+
+
+def test_a_row_without_detail_waits_for_it(receiver: Receiver, exporting: Make, store: Store) -> None:
+    keep(store, 1, bare=True)
+    one = exporting(receiver.endpoint)
+    assert one.traces(store)
+    assert receiver.spans == []
+    one.clock.now += 6
+    assert one.traces(store)
+    assert len(receiver.spans) == 1
+
+
+def test_a_row_without_detail_can_be_sent_at_once(receiver: Receiver, exporting: Make, store: Store) -> None:
+    keep(store, 1, bare=True)
+    assert exporting(receiver.endpoint).traces(store, bare_after_s=-1.0)
+    assert len(receiver.spans) == 1
+
+
+def test_big_stacks_are_spread_over_requests(receiver: Receiver, exporting: Make, store: Store) -> None:
+    keep(store, 150, {"type": "E", "message": "m", "stacktrace": "s" * 16_384})
+    assert exporting(receiver.endpoint).traces(store)
+    assert len(receiver.logs) == 150
+    assert max(len(request.body) for request in receiver.requests) < 1 << 21
+
+
+def test_traces_wait_while_the_collector_is_away(receiver: Receiver, exporting: Make, store: Store) -> None:
+    keep(store, 3)
+    receiver.answers.append(Answer(503, headers={"Retry-After": "60"}))
+    one = exporting(receiver.endpoint)
+    assert not one.traces(store)
+    assert (states(store), failed(store)) == ({0: 3}, {})
+    one.clock.now += 61
+    assert one.traces(store)
+    assert states(store) == {1: 3}
+
+
+def test_refused_traces_are_settled_and_counted(receiver: Receiver, exporting: Make, store: Store) -> None:
+    keep(store, 3)
+    receiver.answers.append(Answer(404))
+    one = exporting(receiver.endpoint)
+    assert one.traces(store)
+    assert (states(store), failed(store)) == ({2: 3}, {("traces", "status_404"): 3})
+    assert "check `endpoint`" in one.warnings[0][1]
+
+
+def test_spans_are_not_sent_again_when_only_logs_have_to_wait(
+    receiver: Receiver, exporting: Make, store: Store
+) -> None:
+    keep(store, 3, RAISED)
+    receiver.answers.extend([Answer(), Answer(503, headers={"Retry-After": "60"})])
+    one = exporting(receiver.endpoint)
+    assert not one.traces(store)
+    assert (len(receiver.spans), len(receiver.logs), states(store)) == (3, 0, {0: 3})
+    one.clock.now += 61
+    assert one.traces(store)
+    assert (len(receiver.spans), len(receiver.logs), states(store)) == (3, 3, {1: 3})
+
+
+def test_refused_spans_stay_refused_when_logs_have_to_wait(receiver: Receiver, exporting: Make, store: Store) -> None:
+    keep(store, 2, RAISED)
+    receiver.answers.extend([Answer(400), Answer(503, headers={"Retry-After": "60"})])
+    one = exporting(receiver.endpoint)
+    assert not one.traces(store)
+    one.clock.now += 61
+    assert one.traces(store)
+    assert (len(receiver.spans), len(receiver.logs), states(store)) == (0, 2, {2: 2})
+    assert failed(store) == {("traces", "status_400"): 2}
+
+
+def test_logs_alone(receiver: Receiver, exporting: Make, store: Store) -> None:
+    keep(store, 2, RAISED)
+    partial = {"rejected_log_records": 0, "error_message": "next time in English"}
+    receiver.answers.append(Answer(200, ExportLogsServiceResponse(partial_success=partial).SerializeToString()))
+    one = exporting("", logs_endpoint=f"{receiver.endpoint}/v1/logs")
+    assert one.traces(store)
+    assert one.metrics(store)
+    assert (len(receiver.spans), len(receiver.logs), states(store), failed(store)) == (0, 2, {1: 2}, {})
+    assert "next time in English" in one.warnings[0][1]
+
+
+def test_refused_logs_do_not_make_sent_spans_refused(receiver: Receiver, exporting: Make, store: Store) -> None:
+    keep(store, 2, RAISED)
+    receiver.answers.extend([Answer(), Answer(400)])
+    assert exporting(receiver.endpoint).traces(store)
+    assert (states(store), failed(store)) == ({1: 2}, {("logs", "status_400"): 2})
+
+
+def test_nothing_begins_after_the_deadline(receiver: Receiver, exporting: Make, store: Store) -> None:
+    serve(store, 1)
+    keep(store, 1)
+    one = exporting(receiver.endpoint)
+    assert not one.metrics(store, within_s=0)
+    assert not one.traces(store, within_s=0)
+    assert receiver.requests == []
+
+
+def test_warnings_do_not_show_what_is_secret(exporting: Make, store: Store) -> None:
+    serve(store, 1)
+    port = free_port()
+    conf = {"metrics_endpoint": f"http://me:pass@127.0.0.1:{port}/m?key=secret", "headers": "x-key=secret"}
+    one = exporting("", **conf)
+    assert not one.metrics(store, within_s=0.2)
+    ((_, message),) = one.warnings
+    assert f"http://127.0.0.1:{port}/m did not take data points: connection refused; they are sent later" in message
+    assert "pass" not in message
+    assert "secret" not in message
+
+
+def test_try_collector(receiver: Receiver) -> None:
+    receiver.answers.extend([Answer(), Answer(401, b"\x12\x06no key")])
+    conf = {"logs_endpoint": f"http://127.0.0.1:{free_port()}/v1/logs"}
+    found = otlp.try_collector(settings_for(receiver.endpoint, **conf), 10.0)
+    assert found == [
+        ("traces", f"{receiver.endpoint}/v1/traces", True, "200"),
+        ("metrics", f"{receiver.endpoint}/v1/metrics", False, "401 Unauthorized: no key"),
+        ("logs", conf["logs_endpoint"], False, "connection refused"),
+    ]
+    assert [request.body for request in receiver.requests] == [empty_request("traces"), empty_request("metrics")]
+
+
+def test_try_collector_without_one() -> None:
+    assert otlp.try_collector(settings.load({}, {}, {}), 1.0) == []
