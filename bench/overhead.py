@@ -30,6 +30,7 @@ SUBJECTS = {
     "floor": ("", False),
     "paste-agent": ("paste_agent", False),
     "paste-agent, traceparent": ("paste_agent", True),
+    "paste-agent, in the lead": ("paste_agent", False),
     "OpenTelemetry SDK": ("opentelemetry.instrumentation.wsgi", False),
     "OpenTelemetry SDK, traceparent": ("opentelemetry.instrumentation.wsgi", True),
     "OpenTelemetry SDK, 1 %": ("opentelemetry.instrumentation.wsgi", False),
@@ -80,11 +81,23 @@ class FloorBody:
 # -- subjects: each returns the wrapped application ----------------------------------------------------------------
 
 
-def paste_agent(directory):
-    from paste_agent.filter import main
+def paste_agent(directory, leads):
+    """leads: whether this process drains and stores for the service too, as one of its workers does."""
+    from paste_agent import filter, runtime_dir, settings
 
-    ini = os.path.join(directory, "bench.ini")
-    return main(application, {"__file__": ini}, store=os.path.join(directory, "bench.sqlite"), service_name="bench")
+    keys = {"store": os.path.join(directory, "bench.sqlite"), "runtime_dir": directory, "service_name": "bench"}
+    conf = {"__file__": os.path.join(directory, "bench.ini")}
+    wrapped = filter.main(application, conf, **keys)
+    if not leads:
+        import fcntl
+
+        lease = os.path.join(runtime_dir.service_dir(settings.load(keys, conf, {}), {}), runtime_dir.LEASE)
+        held.append(os.open(lease, os.O_RDWR | os.O_CREAT, 0o600))
+        fcntl.flock(held[0], fcntl.LOCK_EX)
+    return wrapped
+
+
+held = []
 
 
 def opentelemetry(ratio):
@@ -125,7 +138,7 @@ def wrapped_by(subject, directory):
     if subject == "floor":
         return Floor(application)
     if subject.startswith("paste-agent"):
-        return paste_agent(directory)
+        return paste_agent(directory, leads="in the lead" in subject)
     if subject.startswith("OpenTelemetry"):
         return opentelemetry(0.01 if "1 %" in subject else 1.0)
     return new_relic(directory)
@@ -214,9 +227,10 @@ def child(subject, traceparent):
         for line in sys.stdin:
             what, amount = line.split()
             if what == "memory":
-                for _ in range(int(amount)):
-                    serve(wrapped, environ)
-                time.sleep(1.5)  # the reporter's turn
+                for _ in range(4):
+                    for _ in range(int(amount) // 4):
+                        serve(wrapped, environ)
+                    time.sleep(1.2)  # the reporter's turn
                 answer({"memory_mib": (rss_kib() - before_kib) / 1024})
             else:
                 answer({what: (warm if what == "warm" else cold)(wrapped, environ, int(amount))})

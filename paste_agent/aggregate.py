@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from paste_agent.recorder import layout
@@ -36,17 +35,40 @@ _CELL_BITS = 9  # of a bucket's number beside a series' in one integer: BOUNDS h
 _FUTURE_NS = 60 * _NS
 
 
-@dataclass
 class Total:
     """What is known of the durations of one series."""
 
-    count: int = 0
-    sum_ns: int = 0
-    max_ns: int = 0
-    satisfied: int = 0
-    tolerating: int = 0
-    frustrated: int = 0
-    buckets: dict[int, int] = field(default_factory=dict)  #: by index into BOUNDS
+    # No dataclass: every worker imports this module, and `dataclasses` alone would be half a megabyte.
+    __slots__ = ("buckets", "count", "frustrated", "max_ns", "satisfied", "sum_ns", "tolerating")
+
+    def __init__(
+        self,
+        count: int = 0,
+        sum_ns: int = 0,
+        max_ns: int = 0,
+        satisfied: int = 0,
+        tolerating: int = 0,
+        frustrated: int = 0,
+        buckets: dict[int, int] | None = None,
+    ) -> None:
+        """buckets: counts by index into BOUNDS."""
+        self.count = count
+        self.sum_ns = sum_ns
+        self.max_ns = max_ns
+        self.satisfied = satisfied
+        self.tolerating = tolerating
+        self.frustrated = frustrated
+        self.buckets = {} if buckets is None else buckets
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Total):
+            return NotImplemented
+        return all(getattr(self, name) == getattr(other, name) for name in self.__slots__)
+
+    __hash__ = None  # type: ignore[assignment]  # it changes
+
+    def __repr__(self) -> str:
+        return f"Total({', '.join(f'{name}={getattr(self, name)!r}' for name in self.__slots__)})"
 
     def add(self, other: Total) -> None:
         self.count += other.count

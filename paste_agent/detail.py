@@ -8,18 +8,16 @@ from collections.abc import Mapping
 from urllib.parse import parse_qsl, quote
 
 from paste_agent.aggregate import Folder
+from paste_agent.kept import TraceRow
 from paste_agent.naming import KNOWN_METHODS
-from paste_agent.recorder.layout import FAILED, KEPT_FAILED
-from paste_agent.store.store import TraceRow
+from paste_agent.recorder.layout import FAILED
 from paste_agent.transaction import KeptTransaction, Raised
 
 _NO_SPAN = bytes(8)
 _MAX_STACK = 16_384
 
 
-def trace_row(
-    kept: KeptTransaction, attributes: str, failed: bool, wall_offset_ns: int, record_query: bool
-) -> TraceRow:
+def trace_row(kept: KeptTransaction, attributes: str, wall_offset_ns: int, record_query: bool) -> TraceRow:
     """The row of a kept transaction.
 
     attributes: of its series, canonical JSON. wall_offset_ns: see Folder.fold. record_query: whether `url.query` is.
@@ -39,7 +37,7 @@ def trace_row(
         parent_id=None if kept.parent_id == _NO_SPAN else kept.parent_id,
         started_at_ns=kept.start_ns + wall_offset_ns,
         duration_ns=kept.duration_ns,
-        failed=failed,
+        failed=kept.failed,
         why=kept.why,
         attributes=json.loads(attributes),
         detail=detail,
@@ -58,7 +56,7 @@ def bare_row(
         parent_id=None if parent_id == _NO_SPAN else parent_id,
         started_at_ns=start_ns + wall_offset_ns,
         duration_ns=duration_ns,
-        failed=bool(series & FAILED) or bool(why & KEPT_FAILED),
+        failed=bool(series & FAILED),
         why=why,
         attributes=json.loads(folder.key_of(series & ~FAILED)[1]),
         detail=None,

@@ -13,14 +13,15 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from paste_agent import detail, naming, native
+from paste_agent import detail, kept, naming, native
 from paste_agent.aggregate import NO_ATTRIBUTES, REPORT_DURATION, SLOT_S, Apdex, Delta, Folder, canonical
+from paste_agent.kept import TraceRow
 from paste_agent.metrics import Reading
 from paste_agent.recorder import layout
 from paste_agent.recorder.reader import BadRecorder, InFlight, Reader
 from paste_agent.settings import Settings
 from paste_agent.store import retention
-from paste_agent.store.store import ENDED, LOST, RUNNING, RecorderRow, Store, TraceRow
+from paste_agent.store.store import ENDED, LOST, RUNNING, RecorderRow, Store
 
 #: Records younger than this are left alone: by then another core has seen all of their bytes.
 YOUTH_NS = 100_000_000
@@ -30,6 +31,8 @@ _PATIENCE_NS = 60_000_000_000
 _CHUNK = 512
 _BUSY_WINDOW_S = 60.0
 _TIDY_EVERY_S = 60.0
+_UNFINISHED = ".new"
+_STALE_S = 60.0
 
 Warn = Callable[[str, str], None]
 
@@ -56,6 +59,7 @@ class _Drain:
     rows: list[tuple[_Tracked, RecorderRow, int]] = field(default_factory=list)  #: with the time served
     counters: dict[tuple[str, str], int] = field(default_factory=dict)
     traces: list[TraceRow] = field(default_factory=list)
+    files: list[str] = field(default_factory=list)  #: that `traces` came from
     in_flight: list[InFlight] = field(default_factory=list)
 
     def count(self, name: str, more: int, attributes: Mapping[str, object]) -> None:
@@ -114,6 +118,8 @@ class Lead:
         for tracked in tracked_now:
             if self._drain_one(drain, tracked):
                 finished.append(tracked)
+        # After the recorders: a row with detail takes the place of the bare one of its record.
+        self._read_kept(drain)
         slot_s = (began_ns + drain.wall_offset_ns) // 1_000_000_000 // SLOT_S * SLOT_S
         drain.delta.at((REPORT_DURATION, NO_ATTRIBUTES), slot_s).observe(time.perf_counter_ns() - began_ns)
         drained = self._commit(drain)
@@ -137,6 +143,29 @@ class Lead:
             self._tidied_at = now
             settings = self._settings
             retention.tidy(self.store, now, settings.retention_days, int(settings.store_max_mib * 1024 * 1024))
+
+    def take_traces(self, rows: Iterable[TraceRow]) -> None:
+        """Traces of this process, where it has no directory to leave them in. Raises sqlite3.Error."""
+        taken = list(rows)
+        if taken:
+            self.store.add_traces(taken, time.time())
+
+    def _read_kept(self, drain: _Drain) -> None:
+        """Take up the files in which the processes have left their kept transactions."""
+        if self._directory is None:
+            return
+        for name in sorted(os.listdir(self._directory)):
+            path = os.path.join(self._directory, name)
+            if name.endswith(_UNFINISHED):
+                _remove_stale(path)
+            if not name.endswith(kept.SUFFIX):
+                continue
+            try:
+                drain.traces.extend(kept.read(path))
+            except OSError as error:
+                self._warn("bad traces", f"{path}: {error.strerror}; removed")
+            drain.files.append(path)
+            native.sleep(0)
 
     def _discover(self) -> list[_Tracked]:
         """All recorders there are, new ones taken up."""
@@ -267,16 +296,15 @@ class Lead:
                 self.next_drain_s = max(0.05, min(self.next_drain_s, quarter_s))
             tracked.row, tracked.served_ns, tracked.known = row, served_ns, True
             tracked.reader.set_tail(row.position)
+        for path in drain.files:
+            _unlink(path)
         return drained
 
     def _remove(self, tracked: _Tracked) -> None:
         del self._tracked[tracked.reader.id]
         tracked.reader.close()
         if self._directory is not None:
-            try:
-                os.unlink(os.path.join(self._directory, tracked.reader.id + layout.SUFFIX))
-            except OSError:
-                pass  # in memory, or removed by hand
+            _unlink(os.path.join(self._directory, tracked.reader.id + layout.SUFFIX))
 
     def _settle_gone(self) -> None:
         """Rows of processes whose recorder is gone, as after a reboot: they ended, nobody knows how."""
@@ -317,6 +345,22 @@ _GAUGES = (
     ("process.thread.count", layout.W_THREADS),
     ("process.unix.file_descriptor.count", layout.W_FILE_DESCRIPTORS),
 )
+
+
+def _unlink(path: str) -> None:
+    try:
+        os.unlink(path)
+    except OSError:
+        pass  # removed by hand, or what no agent has made
+
+
+def _remove_stale(path: str) -> None:
+    """Remove what a process was killed over before it got its name."""
+    try:
+        if time.time() - os.lstat(path).st_mtime > _STALE_S:
+            os.unlink(path)
+    except OSError:
+        pass
 
 
 def _after_hole(reader: Reader, data: bytes, position: int, now_ns: int, final: bool) -> int | None:

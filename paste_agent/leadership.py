@@ -9,12 +9,14 @@ import platform
 import socket
 import sqlite3
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from paste_agent import native, probes
 from paste_agent.exporters.resource import Facts, resource_of
+from paste_agent.kept import TraceRow
 from paste_agent.lead import Lead
 from paste_agent.log import Warnings, logger
 from paste_agent.recorder.reader import Reader
@@ -53,10 +55,14 @@ class Leadership:
             store.close()
             raise
 
-    def tick(self) -> float:
-        """Drain once. Returns how long to sleep, s. A store that refuses is told of, and tried again."""
+    def tick(self, traces: deque[TraceRow]) -> float:
+        """Drain once. Returns how long to sleep, s. A store that refuses is told of, and tried again.
+
+        traces: kept by this process, where it has no runtime directory; taken from it when they are stored.
+        """
         lead = self._lead
         try:
+            self._take(traces)
             lead.drain()
             lead.tidy()
         except sqlite3.Error as error:
@@ -65,13 +71,14 @@ class Leadership:
             self._export = _ExportThread(self._settings, lead, self._warn)
         return lead.next_drain_s
 
-    def complete(self, deadline: float) -> None:
+    def complete(self, deadline: float, traces: deque[TraceRow]) -> None:
         """The last drain of this process, whose recorder is marked closed; when no other serves, the last export too.
 
-        deadline: s of the monotonic clock.
+        deadline: s of the monotonic clock. traces: see `tick`.
         """
         lead = self._lead
         try:
+            self._take(traces)
             lead.drain()
             if not lead.others_serve(self._recorder):
                 # All are closed by now, those of processes that are still ending too: this drain gets the rest.
@@ -107,6 +114,10 @@ class Leadership:
         goes_to = f", sent to {', '.join(dict.fromkeys(_host_of(target.url) for target in targets))}" if targets else ""
         name, path = settings.service_name, self._lead.store.path
         logger.log(level, "service %s: measurements in %s%s", name, path, goes_to)
+
+    def _take(self, traces: deque[TraceRow]) -> None:
+        self._lead.take_traces(traces)
+        traces.clear()
 
     def _exports(self) -> bool:
         return any(self._settings.target(signal) for signal in SIGNALS)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ from paste_agent.runtime_dir import LEASE
 from paste_agent.settings import Settings
 
 if TYPE_CHECKING:
+    from paste_agent.kept import TraceRow
     from paste_agent.leadership import Leadership
     from paste_agent.recorder.writer import Recorder
     from paste_agent.trace_writer import TraceWriter
@@ -41,6 +43,7 @@ class Reporter:
         self._lease = _lease_of(directory, recorder.id)
         self._leadership: Leadership | None = None
         self._traces: TraceWriter | None = None
+        self._waiting: deque[TraceRow] = deque()
         self._ticked_ns = time.perf_counter_ns()
         self._finished = -1
         self._deadline = 0.0
@@ -90,7 +93,7 @@ class Reporter:
         self._write_kept()
         if not self._lease.try_take():
             return _TICK_S
-        return self._lead().tick()
+        return self._lead().tick(self._waiting)
 
     def _lead(self) -> Leadership:
         """What this process does as the lead; begun when it has just taken the lease."""
@@ -101,11 +104,9 @@ class Reporter:
     def _last(self) -> float:
         self._recorder.set_words(layout.W_PROBED_AT, probes.probe().words())
         self._write_kept()
-        if self._traces is not None:
-            self._traces.close()
         if _take_before(self._lease, self._directory, self._deadline):
             try:
-                self._lead().complete(self._deadline)
+                self._lead().complete(self._deadline, self._waiting)
             finally:
                 self._lease.let_go()
         return 0.0
@@ -117,6 +118,7 @@ class Reporter:
             from paste_agent.trace_writer import TraceWriter
 
             self._traces = TraceWriter(self._settings, self._recorder, self._directory, self._warn)
+            self._waiting = self._traces.waiting
         self._traces.write()
 
 
@@ -126,7 +128,7 @@ def complete(settings: Settings, directory: str, warn: Warnings) -> None:
     lease = _lease_of(directory, "")
     if _take_before(lease, directory, deadline):
         try:
-            _lead_with(settings, directory, lease, None, warn).complete(deadline)
+            _lead_with(settings, directory, lease, None, warn).complete(deadline, deque())
         finally:
             lease.let_go()
 

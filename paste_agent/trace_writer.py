@@ -1,59 +1,69 @@
-"""Writes a process's kept transactions to the store: the process itself does, lead or not.
-
-Imported when there is the first one to write.
-"""
+"""Hands a process's kept transactions on to the lead. Imported when there is the first one."""
 
 from __future__ import annotations
 
-import sqlite3
+import os
 import time
+from collections import deque
 
-from paste_agent import detail, native
+from paste_agent import detail, kept, native
 from paste_agent.aggregate import Apdex, Folder
+from paste_agent.kept import TraceRow
 from paste_agent.log import Warnings
-from paste_agent.recorder.layout import FAILED, KEPT_FAILED
 from paste_agent.recorder.reader import Reader
 from paste_agent.recorder.writer import Recorder
 from paste_agent.settings import Settings
-from paste_agent.store.opening import open_store
-from paste_agent.store.store import Store, TraceRow
 from paste_agent.transaction import KeptTransaction
+
+#: Files of one process that may wait for a lead; then the oldest goes.
+_MOST_FILES = 64
 
 
 class TraceWriter:
     """Belongs to the reporter's thread."""
 
     def __init__(self, settings: Settings, recorder: Recorder, directory: str | None, warn: Warnings) -> None:
+        """directory: the service's runtime directory; None: the rows stay here for this process's own lead."""
         self._settings = settings
         self._recorder = recorder
         self._directory = directory
         self._warn = warn
         reader = Reader(recorder.id, recorder.read, recorder.write, -1)
         self._folder = Folder(reader, Apdex(settings.apdex_t_s))
-        self._store: Store | None = None
+        self._files: deque[str] = deque()
+        self._written = 0
+        self.waiting: deque[TraceRow] = deque(maxlen=1024)
 
     def write(self) -> None:
-        """Write what has been kept since; what the store refuses is tried again."""
-        kept = self._recorder.kept
+        """Hand on what has been kept since."""
         offset_ns = time.time_ns() - time.perf_counter_ns()
-        taken = [kept.popleft() for _ in range(len(kept))]
         rows: list[TraceRow] = []
-        for transaction in taken:
-            rows.append(self._row(transaction, offset_ns))
+        size = 0
+        # What does not fit into one file is for the next round.
+        while self._recorder.kept and size < kept.MAX_BYTES // 2:
+            row = self._row(self._recorder.kept.popleft(), offset_ns)
+            rows.append(row)
+            size += len(str(row.detail))
             native.sleep(0)
+        if self._directory is None:
+            self.waiting.extend(rows)
+            return
+        self._written += 1
+        path = os.path.join(self._directory, f"{self._recorder.id}.{self._written}{kept.SUFFIX}")
         try:
-            if self._store is None:
-                self._store = open_store(self._settings, self._directory, self._warn)
-            self._store.add_traces(rows, time.time())
-        except sqlite3.Error as error:
-            kept.extendleft(reversed(taken))
-            self._warn("store", f"store {self._settings.store}: {error}; kept traces wait in memory")
+            kept.write(path, rows)
+            self._files.append(path)
+            self._forget_oldest()
+        except OSError as error:
+            self._warn("kept traces", f"{path}: {error.strerror}; {len(rows)} kept traces are lost, metrics are not")
 
-    def close(self) -> None:
-        if self._store is not None:
-            self._store.close()
+    def _forget_oldest(self) -> None:
+        while self._files and not os.path.exists(self._files[0]):
+            self._files.popleft()  # stored
+        if len(self._files) > _MOST_FILES:
+            os.unlink(self._files.popleft())
+            self._warn("kept traces", "the store takes no traces; the oldest go, metrics are not lost")
 
     def _row(self, transaction: KeptTransaction, offset_ns: int) -> TraceRow:
-        attributes = self._folder.key_of(transaction.series & ~FAILED)[1]
-        failed = bool(transaction.why & KEPT_FAILED) or transaction.series >= FAILED
-        return detail.trace_row(transaction, attributes, failed, offset_ns, self._settings.record_query)
+        attributes = self._folder.key_of(transaction.series)[1]
+        return detail.trace_row(transaction, attributes, offset_ns, self._settings.record_query)

@@ -60,6 +60,7 @@ class KeptTransaction(NamedTuple):
     parent_id: bytes  #: zeros: none
     why: int  #: KEPT_ bits
     series: int
+    failed: bool
     start_ns: int  #: of the monotonic clock
     duration_ns: int
     queue_us: int  #: + 1; 0: unknown
@@ -210,6 +211,7 @@ class Transaction:
                 parent_id=parent_id,
                 why=why,
                 series=series & ~FAILED,
+                failed=series >= FAILED,
                 start_ns=self.start_ns,
                 duration_ns=duration_ns,
                 queue_us=self.queue_us,

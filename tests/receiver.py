@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import ssl
 import threading
 import time
 import zlib
@@ -65,7 +66,8 @@ class Answer:
 class Receiver:
     """A context manager. `answers` are used up first, one a request; then `default` is."""
 
-    def __init__(self) -> None:
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
+        self._scheme = "http" if tls is None else "https"
         self.answers: deque[Answer] = deque()
         self.default = Answer()
         self.requests: list[Request] = []
@@ -74,7 +76,7 @@ class Receiver:
         self.log_requests: list[ExportLogsServiceRequest] = []
         self.stopping = threading.Event()  #: for a `raw` that waits
         self._lock = threading.Lock()
-        self._server = _Server(self)
+        self._server = _Server(self, tls)
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
 
     def __enter__(self) -> Receiver:
@@ -98,7 +100,7 @@ class Receiver:
 
     @property
     def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_address[1]}"
+        return f"{self._scheme}://127.0.0.1:{self._server.server_address[1]}"
 
     # -- what was taken --------------------------------------------------------------------------------------------
 
@@ -199,10 +201,13 @@ def request_key(attributes: dict[str, Any]) -> RequestKey:
 class _Server(ThreadingHTTPServer):
     daemon_threads = False  # server_close waits for them: none outlives its test
 
-    def __init__(self, receiver: Receiver) -> None:
+    def __init__(self, receiver: Receiver, tls: ssl.SSLContext | None) -> None:
         self.receiver = receiver
         self._connections: list[socket.socket] = []
         super().__init__(("127.0.0.1", 0), _Handler)
+        if tls is not None:
+            # The handshake waits for the handler's thread: it must not hold the one that accepts.
+            self.socket = tls.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
 
     def get_request(self) -> tuple[socket.socket, Any]:
         connection, address = super().get_request()

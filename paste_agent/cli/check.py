@@ -89,9 +89,8 @@ def _parts(context: loadwsgi.LoaderContext) -> Iterator[loadwsgi.LoaderContext]:
 
 def _check_service(findings: _Findings, path: str, found: Settings) -> None:
     for key in ini.dropped_keys(path, found.section):
-        findings.warn(
-            f"[{found.section}] {key}: the loader drops it, because [DEFAULT] has {key} too; rename the one in [DEFAULT]"
-        )
+        place = f"[{found.section}] {key}"
+        findings.warn(f"{place}: the loader drops it, because [DEFAULT] has {key} too; rename that one")
     if not found.enabled:
         findings.warn(f"[{found.section}]: enabled = false, nothing is measured")
         return
@@ -130,7 +129,9 @@ def _check_collector(findings: _Findings, found: Settings) -> None:
 
 
 def _settings_table(found: Settings, show_all: bool) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=f"[{found.section}]".replace("[", "\\["), title_justify="left")
+    table = Table(
+        box=box.SIMPLE_HEAD, pad_edge=False, title=f"[{found.section}]".replace("[", "\\["), title_justify="left"
+    )
     table.add_column("setting", no_wrap=True)
     table.add_column("value", overflow="fold", ratio=1)
     table.add_column("from", no_wrap=True)

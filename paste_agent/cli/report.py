@@ -29,7 +29,7 @@ _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _SPAN = re.compile(r"([0-9]+(?:\.[0-9]+)?)([smhd])")
 
 
-class Span(click.ParamType):
+class Span(click.ParamType):  # type: ignore[type-arg]  # generic in the newest click alone
     """A length of time, such as 10m; converts to seconds."""
 
     name = "span"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from paste_agent.recorder import layout, lock
 from paste_agent.recorder.layout import RECORD_SIZE
@@ -23,8 +23,7 @@ class BadRecorder(Exception):
     """A file that is not a recorder of this version, or not ours to read; str() says what is wrong with it."""
 
 
-@dataclass(frozen=True)
-class InFlight:
+class InFlight(NamedTuple):
     """One request under way, as its slot has it."""
 
     start_ns: int  #: of the monotonic clock
@@ -45,7 +44,7 @@ class Reader:
         self,
         name: str,
         read: Callable[[int, int], bytes],
-        write: Callable[[bytes, int], object] | None,
+        write: Callable[[bytes, int], object],
         descriptor: int,
     ) -> None:
         """name: its id. read: size and offset to bytes. write: bytes at an offset. descriptor: of its file, or -1.
@@ -59,9 +58,8 @@ class Reader:
         head = read(layout.HEADER_SIZE, 0)
         if len(head) < layout.HEADER_SIZE:
             raise BadRecorder("shorter than its header")
-        magic, version, header_size, pid, opened_at_ns, opened_ns, records, slots, series = layout.HEADER.unpack_from(
-            head
-        )
+        magic, version, header_size, *numbers = layout.HEADER.unpack_from(head)
+        pid, opened_at_ns, opened_ns, records, slots, series = numbers
         if magic != layout.MAGIC:
             raise BadRecorder("does not begin as a recorder does")
         if version != layout.VERSION or header_size != layout.HEADER_SIZE:

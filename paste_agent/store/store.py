@@ -15,11 +15,12 @@ from urllib.parse import quote
 
 from paste_agent.aggregate import OVERFLOW, SLOT_S, Delta, SeriesKey, Total
 from paste_agent.errors import StoreError
+from paste_agent.kept import TraceRow
 from paste_agent.store import schema
 
 _BUCKET = struct.Struct("<HQ")
 _COLUMNS = "count, sum_ns, max_ns, satisfied, tolerating, frustrated, buckets"
-#: Another process may write: kept traces come from every worker. Long enough for its transaction, no longer.
+#: Another thread or process may write: the exporter, a command. Long enough for its transaction, no longer.
 _BUSY_TIMEOUT_S = 2.0
 #: Pages of memory a connection may keep: the default is 2 MB, a quarter of which does for a worker.
 _CACHE_KIB = 512
@@ -48,22 +49,6 @@ class RecorderRow:
     in_flight: int
     busy: float  #: share of the time that it served, 0 to 1
     words: list[int]  #: of its header, as read last
-
-
-@dataclass(frozen=True)
-class TraceRow:
-    """A kept transaction. detail: attributes of the span beyond those of its series, tracestate, exception; see
-    `detail.trace_row`. None: the process that recorded it has not written it (yet)."""
-
-    trace_id: bytes
-    span_id: bytes
-    parent_id: bytes | None
-    started_at_ns: int  #: since the epoch
-    duration_ns: int
-    failed: bool
-    why: int  #: KEPT_ bits
-    attributes: Mapping[str, str | int]
-    detail: Mapping[str, object] | None
 
 
 @dataclass(frozen=True)
@@ -170,8 +155,6 @@ class Store:
             db.execute("INSERT OR IGNORE INTO meta VALUES ('service.instance.id', ?)", (wanted,))
             db.execute("INSERT OR IGNORE INTO meta VALUES ('started_at_ns', ?)", (str(time.time_ns()),))
         return self.meta("service.instance.id") or wanted
-
-    # -- every reporter writes -------------------------------------------------------------------------------------
 
     def add_traces(self, rows: Sequence[TraceRow], written_at: float) -> None:
         """Keep transactions. A row with detail takes the place of one without, never the other way round."""

@@ -7,8 +7,9 @@ from datetime import datetime, timezone
 from typing import Any
 
 from paste_agent.aggregate import REQUEST_DURATION, Total
-from paste_agent.recorder.layout import WHY_KEPT, W_MEMORY_BYTES
-from paste_agent.store.store import RUNNING, RecorderRow, SeriesTotal, Store, TraceRow
+from paste_agent.kept import TraceRow
+from paste_agent.recorder.layout import W_MEMORY_BYTES, WHY_KEPT
+from paste_agent.store.store import RUNNING, RecorderRow, SeriesTotal, Store
 
 _NS = 1_000_000_000
 #: Kept traces that a report lists, of the slowest and of the failed each.

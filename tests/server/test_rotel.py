@@ -45,8 +45,8 @@ def serve(store: Store, counts: dict[RequestKey, int]) -> None:
 @pytest.mark.parametrize("compression", ["gzip", "none"])
 def test_takes_and_shows_every_signal(tmp_path: Path, compression: str) -> None:
     troubles: list[tuple[str, str]] = []
-    store = Store(str(tmp_path / "store.sqlite"))
     with rotel() as collector:
+        store = Store(str(tmp_path / "store.sqlite"))
         settings = settings_for(collector.endpoint, compression)
         exporter = OtlpExporter(settings, {"service.name": "shop"}, lambda *trouble: troubles.append(trouble))
         try:
@@ -57,9 +57,10 @@ def test_takes_and_shows_every_signal(tmp_path: Path, compression: str) -> None:
             serve(store, {("GET", "/a {b}/(c)", 200): 4})
             assert exporter.export_metrics(store, readings, time.monotonic() + 20)
             exception = {"type": "ValueError", "message": "no such thing", "stacktrace": "Traceback\n  more"}
-            attributes = {"http.request.method": "GET", "http.route": "/a", "http.response.status_code": 500}
+            attributes: dict[str, str | int] = {"http.route": "/a", "http.response.status_code": 500}
             row = TraceRow(
-                TRACE_ID, SPAN_ID, PARENT_ID, 10**18, 10**9, True, KEPT_SLOW | KEPT_FAILED, attributes,
+                TRACE_ID, SPAN_ID, PARENT_ID, 10**18, 10**9, True, KEPT_SLOW | KEPT_FAILED,
+                {"http.request.method": "GET", **attributes},
                 {"attributes": {"url.path": "/a"}, "tracestate": "k=v", "exception": exception},
             )  # fmt: skip
             store.add_traces([row], 1.0)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import shutil
 import socket
+import ssl
+import subprocess
 from collections.abc import Callable, Iterator
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler
@@ -11,9 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceResponse
-from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceResponse
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsPartialSuccess, ExportLogsServiceResponse
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
+    ExportMetricsPartialSuccess,
+    ExportMetricsServiceResponse,
+)
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
+    ExportTracePartialSuccess,
+    ExportTraceServiceResponse,
+)
 
 import paste_agent
 from paste_agent import settings
@@ -261,7 +271,10 @@ def test_broken_connection_is_tried_again(receiver: Receiver, clock: Clock, brok
 
 
 def test_hang_is_a_timeout(receiver: Receiver, clock: Clock) -> None:
-    receiver.default = Answer(raw=lambda handler: receiver.stopping.wait(60) and None)
+    def hang(handler: BaseHTTPRequestHandler) -> None:
+        receiver.stopping.wait(60)
+
+    receiver.default = Answer(raw=hang)
     outcome = send(receiver.endpoint, clock, within_s=0.4)
     assert outcome == Outcome("later", reason="timeout", detail="no answer in time")
 
@@ -276,7 +289,7 @@ def test_collector_that_cannot_be_named(clock: Clock) -> None:
     "conf", [{"certificate": "/no/such/file.pem"}, {"headers": "x-key=%20leading"}, {"traces_endpoint": "http://a..b/"}]
 )
 def test_settings_that_cannot_work_wait_without_trying_again(clock: Clock, conf: dict[str, str]) -> None:
-    outcome = send("https://127.0.0.1:9", clock, **conf)
+    outcome = send("https://127.0.0.1:9", clock, b"", 20.0, "traces", **conf)
     assert (outcome.kind, outcome.reason) == ("later", "request")
     assert clock.slept == []
 
@@ -328,7 +341,7 @@ def test_undecodable_200_is_taken(receiver: Receiver, clock: Clock, body: bytes)
 
 def test_partial_success_is_told_and_not_sent_again(receiver: Receiver, clock: Clock) -> None:
     body = ExportTraceServiceResponse(
-        partial_success={"rejected_spans": 3, "error_message": "too\nold" + "!" * 999}
+        partial_success=ExportTracePartialSuccess(rejected_spans=3, error_message="too\nold" + "!" * 999)
     ).SerializeToString()
     receiver.answers.append(Answer(200, body))
     outcome = send(receiver.endpoint, clock)
@@ -339,8 +352,10 @@ def test_partial_success_is_told_and_not_sent_again(receiver: Receiver, clock: C
 
 
 def test_200_that_breaks_off_in_its_body_is_taken(receiver: Receiver, clock: Clock) -> None:
-    half = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf"
-    receiver.answers.append(Answer(raw=lambda handler: handler.wfile.write(half) and None))
+    def half(handler: BaseHTTPRequestHandler) -> None:
+        handler.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf")
+
+    receiver.answers.append(Answer(raw=half))
     assert send(receiver.endpoint, clock).kind == "sent"
     assert len(receiver.requests) == 1
 
@@ -380,8 +395,69 @@ def test_a_dribble_ends_at_the_deadline(receiver: Receiver, head: bytes, kind: s
 
 
 def test_a_compressed_answer_is_not_unpacked(receiver: Receiver, clock: Clock) -> None:
-    receiver.answers.append(Answer(200, b"\x1f\x8b no gzip", {"Content-Encoding": "gzip"}))
+    partial = ExportTracePartialSuccess(rejected_spans=3)
+    body = gzip.compress(ExportTraceServiceResponse(partial_success=partial).SerializeToString())
+    receiver.answers.append(Answer(200, body, {"Content-Encoding": "gzip"}))
     assert send(receiver.endpoint, clock) == Outcome("sent")
+    assert receiver.requests[0].headers["accept-encoding"] == "identity"
+
+
+# -- TLS -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """Paths of a certificate for 127.0.0.1, signed by itself, and of its key."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl makes the certificate")
+    directory = tmp_path_factory.mktemp("tls")
+    pem, key = str(directory / "certificate.pem"), str(directory / "key.pem")
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=collector",
+         "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", pem],
+        check=True, timeout=120, capture_output=True,
+    )  # fmt: skip
+    return pem, key
+
+
+def tls_of(certificate: tuple[str, str], *, demands_one: bool = False) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*certificate)
+    if demands_one:
+        context.verify_mode = ssl.CERT_REQUIRED
+        context.load_verify_locations(certificate[0])
+    return context
+
+
+def test_certificate_is_verified(certificate: tuple[str, str], clock: Clock) -> None:
+    with Receiver(tls_of(certificate)) as receiver:
+        assert send(receiver.endpoint, clock, certificate=certificate[0]) == Outcome("sent")
+        outcome = send(receiver.endpoint, clock)
+    assert (outcome.kind, outcome.reason) == ("later", "tls")
+    assert outcome.detail.startswith("certificate not trusted: self")
+    assert clock.slept == []
+    assert len(receiver.requests) == 1
+
+
+def test_client_certificate(certificate: tuple[str, str], clock: Clock) -> None:
+    pem, key = certificate
+    with Receiver(tls_of(certificate, demands_one=True)) as receiver:
+        known = send(receiver.endpoint, clock, certificate=pem, client_certificate=pem, client_key=key)
+        unknown = send(receiver.endpoint, clock, certificate=pem, within_s=0.2)
+    assert known == Outcome("sent")
+    assert unknown.kind == "later"
+
+
+def test_a_dribble_over_tls_ends_at_the_deadline(certificate: tuple[str, str]) -> None:
+    def dribble(handler: BaseHTTPRequestHandler) -> None:
+        handler.wfile.write(b"HTTP/1.1 200 OK\r\nX-Slow: ")
+        while not secure.stopping.wait(0.002):
+            handler.wfile.write(b"x")
+
+    with Receiver(tls_of(certificate)) as secure:
+        secure.default = Answer(raw=dribble)
+        outcome = send(secure.endpoint, Clock(tick=0.25), within_s=15.0, certificate=certificate[0])
+    assert (outcome.kind, outcome.reason) == ("later", "timeout")
 
 
 # -- the exporter --------------------------------------------------------------------------------------------------
@@ -517,11 +593,11 @@ def test_refused_metrics_are_counted(receiver: Receiver, exporting: Make, store:
     receiver.answers.append(Answer(400, b"\x12\x03bad"))
     one = exporting(receiver.endpoint)
     assert one.metrics(store)
-    assert failed(store) == {("metrics", "status_400"): 200}
-    assert sum(receiver.request_counts().values()) == 50
+    assert failed(store) == {("metrics", "status_400"): 100}
+    assert sum(receiver.request_counts().values()) == 150
     ((kind, message),) = one.warnings
     assert kind == "export metrics status_400"
-    assert "refused 200 data points for good: 400 Bad Request: bad" in message
+    assert "refused 100 data points for good: 400 Bad Request: bad" in message
 
 
 @pytest.mark.parametrize(("rejected", "counted"), [(7, 7), (10**15, 53)])
@@ -529,7 +605,7 @@ def test_rejected_points_are_counted(
     receiver: Receiver, exporting: Make, store: Store, rejected: int, counted: int
 ) -> None:
     serve(store, 50)  # and three zones of the Apdex
-    partial = {"rejected_data_points": rejected, "error_message": "too old"}
+    partial = ExportMetricsPartialSuccess(rejected_data_points=rejected, error_message="too old")
     receiver.answers.append(Answer(200, ExportMetricsServiceResponse(partial_success=partial).SerializeToString()))
     one = exporting(receiver.endpoint)
     assert one.metrics(store)
@@ -617,7 +693,7 @@ def test_refused_spans_stay_refused_when_logs_have_to_wait(receiver: Receiver, e
 
 def test_logs_alone(receiver: Receiver, exporting: Make, store: Store) -> None:
     keep(store, 2, RAISED)
-    partial = {"rejected_log_records": 0, "error_message": "next time in English"}
+    partial = ExportLogsPartialSuccess(error_message="next time in English")
     receiver.answers.append(Answer(200, ExportLogsServiceResponse(partial_success=partial).SerializeToString()))
     one = exporting("", logs_endpoint=f"{receiver.endpoint}/v1/logs")
     assert one.traces(store)

@@ -11,12 +11,18 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest, ExportLogsServiceResponse
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import (
+    ExportLogsPartialSuccess,
+    ExportLogsServiceRequest,
+    ExportLogsServiceResponse,
+)
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
+    ExportMetricsPartialSuccess,
     ExportMetricsServiceRequest,
     ExportMetricsServiceResponse,
 )
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
+    ExportTracePartialSuccess,
     ExportTraceServiceRequest,
     ExportTraceServiceResponse,
 )
@@ -103,7 +109,11 @@ def span_of(**changed: Any) -> Span:
 
 
 def test_histogram_has_every_field() -> None:
-    attributes = {"http.request.method": "GET", "http.response.status_code": 200, "http.route": "/a"}
+    attributes: dict[str, str | int | bool] = {
+        "http.request.method": "GET",
+        "http.response.status_code": 200,
+        "http.route": "/a",
+    }
     total = total_of(5_000_000, 5_000_001, 20_000_000_000)
     (request,) = requests_of([SeriesTotal(REQUEST_DURATION, attributes, total)])
     (outer,) = request.resource_metrics
@@ -191,7 +201,13 @@ def test_names_and_units_are_those_of_the_conventions() -> None:
 def test_many_series_are_spread_over_requests_that_are_complete() -> None:
     totals = [SeriesTotal(REQUEST_DURATION, {"http.route": f"/{number}"}, total_of(number)) for number in range(450)]
     found = requests_of(totals, {(metrics.INTERNAL_ERRORS, "{}"): 1})
-    assert [sum(len(points_of(metric)) for metric in metrics_of(request)) for request in found] == [200, 200, 54]
+    assert [sum(len(points_of(metric)) for metric in metrics_of(request)) for request in found] == [
+        100,
+        100,
+        100,
+        100,
+        54,
+    ]
     routes: Counter[str] = Counter()
     for request in found:
         (outer,) = request.resource_metrics
@@ -208,7 +224,7 @@ def test_many_series_are_spread_over_requests_that_are_complete() -> None:
 
 def test_an_exact_multiple_leaves_no_empty_request() -> None:
     readings = [Reading(metrics.WORKER_COUNT, {"number": number}, 1) for number in range(400)]
-    assert len(requests_of(readings=readings)) == 2
+    assert len(requests_of(readings=readings)) == 4
     assert requests_of() == []
 
 
@@ -359,7 +375,7 @@ json_values = st.recursive(
     max_leaves=8,
 )
 odd_details = st.none() | json_values | st.fixed_dictionaries(
-    {}, optional={key: json_values for key in ("attributes", "tracestate", "exception")}
+    {}, optional=dict.fromkeys(("attributes", "tracestate", "exception"), json_values)
 )  # fmt: skip
 
 
@@ -384,9 +400,9 @@ def test_no_row_makes_the_encoders_raise(attributes: Any, detail: Any, numbers: 
 
 
 def test_partial_success_of_each_signal() -> None:
-    traces = ExportTraceServiceResponse(partial_success={"rejected_spans": 2, "error_message": "no"})
-    points = ExportMetricsServiceResponse(partial_success={"rejected_data_points": 3, "error_message": ""})
-    logs = ExportLogsServiceResponse(partial_success={"rejected_log_records": 0, "error_message": "hm"})
+    traces = ExportTraceServiceResponse(partial_success=ExportTracePartialSuccess(rejected_spans=2, error_message="no"))
+    points = ExportMetricsServiceResponse(partial_success=ExportMetricsPartialSuccess(rejected_data_points=3))
+    logs = ExportLogsServiceResponse(partial_success=ExportLogsPartialSuccess(error_message="hm"))
     assert otlp_encode.read_partial("traces", traces.SerializeToString()) == (2, "no")
     assert otlp_encode.read_partial("metrics", points.SerializeToString()) == (3, "")
     assert otlp_encode.read_partial("logs", logs.SerializeToString()) == (0, "hm")

@@ -1,0 +1,84 @@
+"""Kept transactions on their way to the store: from the process that recorded them to the lead, as files.
+
+Only the lead writes to the store, and only the lead carries SQLite. A reporter puts what its process has kept into a
+file of the runtime directory, a line of JSON each; the lead stores the lines and removes the file. Files survive the
+process that wrote them. They are untrusted when they are read.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+SUFFIX = ".kept"
+#: Of one file; a reporter writes one a second at the most.
+MAX_BYTES = 4 * 1024 * 1024
+_INT64 = 1 << 63
+
+
+class TraceRow(NamedTuple):
+    """A kept transaction, as the store has it."""
+
+    trace_id: bytes  #: 16 bytes
+    span_id: bytes  #: 8 bytes
+    parent_id: bytes | None
+    started_at_ns: int  #: since the epoch
+    duration_ns: int
+    failed: bool
+    why: int  #: KEPT_ bits
+    attributes: Mapping[str, str | int]  #: of its series
+    #: Attributes of the span beyond those of its series, tracestate, exception: see `detail.trace_row`. None: the
+    #: process that recorded it has not written it (yet).
+    detail: Mapping[str, object] | None
+
+
+def write(path: str, rows: Sequence[TraceRow]) -> None:
+    """Make the file, whole or not at all. Raises OSError."""
+    data = b"".join(_line(row) for row in rows)
+    unfinished = f"{path}.new"
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    with open(os.open(unfinished, flags, 0o600), "wb") as file:
+        file.write(data)
+    os.rename(unfinished, path)
+
+
+def read(path: str) -> list[TraceRow]:
+    """The rows of a file; lines that are no rows are passed over. Raises OSError."""
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    with open(os.open(path, flags), "rb") as file:
+        data = file.read(MAX_BYTES)
+    found = [_row(line) for line in data.splitlines()]
+    return [row for row in found if row is not None]
+
+
+def _line(row: TraceRow) -> bytes:
+    fields = {
+        **row._asdict(),
+        "trace_id": row.trace_id.hex(),
+        "span_id": row.span_id.hex(),
+        "parent_id": None if row.parent_id is None else row.parent_id.hex(),
+    }
+    return json.dumps(fields).encode() + b"\n"
+
+
+def _row(line: bytes) -> TraceRow | None:
+    try:
+        fields: Any = json.loads(line)
+        parent = fields["parent_id"]
+        row = TraceRow(
+            trace_id=bytes.fromhex(fields["trace_id"]),
+            span_id=bytes.fromhex(fields["span_id"]),
+            parent_id=None if parent is None else bytes.fromhex(parent),
+            started_at_ns=int(fields["started_at_ns"]),
+            duration_ns=int(fields["duration_ns"]),
+            failed=bool(fields["failed"]),
+            why=int(fields["why"]),
+            attributes=dict(fields["attributes"]),
+            detail=dict(fields["detail"]),
+        )
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+    fits = all(0 <= number < _INT64 for number in (row.started_at_ns, row.duration_ns, row.why))
+    return row if fits and len(row.trace_id) == 16 and len(row.span_id) == 8 else None
