@@ -5,6 +5,7 @@ A raw path never becomes a name: an attacker chooses it.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 
 #: An application, or a framework that the agent does not know, may name its route here.
@@ -57,7 +58,7 @@ def route_of_routing_args(environ: Mapping[str, object]) -> str | None:
     """
     path_template = getattr(environ.get("routes.route"), "routepath", None)
     if path_template is not None:
-        return route_of(path_template)
+        return route_of(without_expressions(str(path_template)))
     arguments = environ.get(ROUTING_ARGS_KEY)
     if not isinstance(arguments, tuple) or len(arguments) != 2:
         return None
@@ -73,3 +74,24 @@ def route_of_routing_args(environ: Mapping[str, object]) -> str | None:
     segments = path.split("/")
     replaced = [values.get(segment, segment) if segment else segment for segment in segments]
     return route_of("/".join(replaced)) if replaced != segments else None
+
+
+@functools.lru_cache(maxsize=4096)
+def without_expressions(pattern: str) -> str:
+    """A route's pattern with the names of its variables and without their regular expressions.
+
+    `/{year:\\d{4}}/{slug}` becomes `/{year}/{slug}`.
+    """
+    parts: list[str] = []
+    depth, skips = 0, False
+    for char in pattern:
+        if char == "{":
+            depth += 1
+        elif char == "}":
+            depth -= 1
+            skips = skips and depth > 0
+        elif char == ":" and depth == 1:
+            skips = True
+        if not skips:
+            parts.append(char)
+    return "".join(parts)

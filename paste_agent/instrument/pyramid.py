@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from paste_agent.naming import MAX_ROUTE_LENGTH
+from paste_agent.naming import MAX_ROUTE_LENGTH, without_expressions
 from paste_agent.transaction import TRANSACTION_KEY
 
 _MARK = "_paste_agent"
@@ -51,4 +51,5 @@ def _route_of(request: Any) -> str | None:
 
 
 def _slashed(pattern: str) -> str:
+    pattern = without_expressions(pattern)
     return (pattern if pattern.startswith("/") else f"/{pattern}")[:MAX_ROUTE_LENGTH]
