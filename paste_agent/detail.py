@@ -73,8 +73,8 @@ def _attributes(kept: KeptTransaction, record_query: bool) -> dict[str, str | in
         "http.request.method_original": None if kept.method in KNOWN_METHODS else kept.method,
         "server.address": address,
         "server.port": port,
-        "client.address": headers.get("REMOTE_ADDR"),
-        "network.peer.address": headers.get("REMOTE_ADDR"),
+        "client.address": _text(headers["REMOTE_ADDR"]) if "REMOTE_ADDR" in headers else None,
+        "network.peer.address": _text(headers["REMOTE_ADDR"]) if "REMOTE_ADDR" in headers else None,
         "user_agent.original": _text(headers["HTTP_USER_AGENT"]) if "HTTP_USER_AGENT" in headers else None,
         "paste_agent.request.queue.duration": (kept.queue_us - 1) / 1e6 if kept.queue_us else None,
     }
@@ -90,7 +90,7 @@ def _server(headers: Mapping[str, str]) -> tuple[str | None, int | None]:
     if not port:
         port = "443" if headers.get("wsgi.url_scheme") == "https" else "80"
     number = int(port) if port.isdecimal() and len(port) <= 5 else 0
-    return name.strip("[]") or None, number if 0 < number < 65536 else None
+    return _text(name.strip("[]")) or None, number if 0 < number < 65536 else None
 
 
 def _text(value: str) -> str:
@@ -103,7 +103,8 @@ def _text(value: str) -> str:
 
 def redacted(query: str) -> str:
     """A query string with its names and without its values."""
-    return "&".join(f"{quote(name)}=REDACTED" for name, _ in parse_qsl(query, keep_blank_values=True))
+    pairs = parse_qsl(_text(query), keep_blank_values=True)
+    return "&".join(f"{quote(name, errors='replace')}=REDACTED" for name, _ in pairs)
 
 
 def stacktrace(raised: Raised) -> str:

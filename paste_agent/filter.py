@@ -58,8 +58,9 @@ class AgentFilter:
                 number,
             )
         except Exception as fault:
-            if not self._begin_all_the_same(transaction, environ, fault):
-                return self.application(environ, start_response)
+            self._begin_all_the_same(transaction, environ, fault)
+        if transaction.environ is None:  # outside of `except`: what the application raises has no context of ours
+            return self.application(environ, start_response)
         environ["paste_agent.transaction"] = transaction
         try:
             body = self.application(environ, transaction.start_response)
@@ -72,8 +73,8 @@ class AgentFilter:
             return transaction
         return respond(transaction, body, environ)
 
-    def _begin_all_the_same(self, transaction: ListResponse, environ: Environ, fault: Exception) -> bool:
-        """Measure a request whose begin failed, without what failed; False when it cannot be measured at all.
+    def _begin_all_the_same(self, transaction: ListResponse, environ: Environ, fault: Exception) -> None:
+        """Measure a request whose begin failed, without what failed. One that cannot be measured at all is ended.
 
         No slot free is no fault: more requests are in flight than the recorder has slots for.
         """
@@ -81,7 +82,7 @@ class AgentFilter:
         if recorder is None:
             transaction.environ = None
             self.agent.on_fault("open", fault)
-            return False
+            return
         if isinstance(fault, IndexError):
             recorder.count_unslotted()
         else:
@@ -94,7 +95,6 @@ class AgentFilter:
         transaction.method = str(environ.get("REQUEST_METHOD", ""))
         transaction.path = str(environ.get("SCRIPT_NAME", "")) + str(environ.get("PATH_INFO", ""))
         transaction.scheme = str(environ.get("wsgi.url_scheme", ""))
-        return True
 
 
 def main(app: WSGIApplication, global_conf: Mapping[str, str], **local_conf: str) -> WSGIApplication:

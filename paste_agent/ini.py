@@ -37,7 +37,7 @@ def filter_sections(path: str) -> list[str]:
     return [
         name
         for name in parser.sections()
-        if name.startswith("filter") and _is_ours(parser.get(name, "use", fallback=""))
+        if name.startswith("filter") and _is_ours(parser, name)
     ]
 
 
@@ -77,11 +77,14 @@ def section_conf(
 
     Raises IniError when the loader would not get that far.
     """
-    _kind, _, name = section.partition(":")
+    kind, _, name = section.partition(":")
+    given = dict(global_conf or {})
     try:
-        context = loadwsgi.loadcontext(
-            loadwsgi.FILTER, f"config:{path}", name=name.strip() or "main", global_conf=dict(global_conf or {})
-        )
+        loader = loadwsgi.ConfigLoader(path)
+        loader.update_defaults(given, overwrite=False)
+        if kind == "filter-app":
+            name = _filter_alone(loader, section)
+        context = loader.get_context(loadwsgi.FILTER, name.strip() or "main", given)
     except (LookupError, ValueError, ImportError, configparser.Error) as error:
         raise IniError(f"{path}: [{section}]: {' '.join(str(error).split())}") from None
     if context.object_type is loadwsgi.FILTER_WITH:
@@ -104,6 +107,31 @@ def section_of(global_conf: Mapping[str, str]) -> str:
     return settings.DEFAULT_SECTION
 
 
-def _is_ours(use: str) -> bool:
-    scheme, _, rest = use.strip().partition(":")
-    return scheme == "egg" and rest.partition("#")[0].strip().lower() in _OURS
+def _filter_alone(loader: loadwsgi.ConfigLoader, section: str) -> str:
+    """The filter of a [filter-app:…] as a section of its own: loading all of it would import the application."""
+    parser = loader.parser
+    name = f"of {section}"
+    parser.add_section(f"filter:{name}")
+    for key, value in parser._sections[section].items():
+        if key != "next":
+            parser.set(f"filter:{name}", key, value)
+    return name
+
+
+def _is_ours(parser: configparser.ConfigParser, section: str) -> bool:
+    """Whether `use` names this package, or another section of the file that does."""
+    seen = set()
+    while section not in seen:
+        seen.add(section)
+        use = parser.get(section, "use", fallback="").strip()
+        scheme, colon, rest = use.partition(":")
+        if colon:
+            return scheme == "egg" and rest.partition("#")[0].strip().lower() in _OURS
+        section = next((name for name in parser.sections() if _filter_name(name) == use), section)
+    return False
+
+
+def _filter_name(section: str) -> str | None:
+    """The name that `use` calls a filter's section by; None for a section of another kind."""
+    kind, colon, name = section.partition(":")
+    return name.strip() if colon and kind == "filter" else None

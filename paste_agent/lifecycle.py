@@ -78,10 +78,13 @@ class Agent:
         self._faults = 0
 
     def on_fault(self, where: str, fault: BaseException) -> None:
-        """A fault of the agent was caught at `where`; the application did not notice."""
+        """A fault of the agent was caught at `where`; the application did not notice. Raises nothing."""
         self._faults += 1
-        if self._recorder is not None:
-            self._recorder.set_word(layout.W_INTERNAL_ERRORS, self._faults)
+        try:
+            if self._recorder is not None:
+                self._recorder.set_word(layout.W_INTERNAL_ERRORS, self._faults)
+        except Exception:  # the recorder itself is what fails
+            pass
         self.warn(f"fault in {where}", f"a fault of the agent in {where}: {type(fault).__name__}: {fault}")
 
     def _open(self) -> Recorder:

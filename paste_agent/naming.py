@@ -27,7 +27,7 @@ def method_of(method: str) -> str:
 
 def status_of(status: str | None) -> int | None:
     """The code of a WSGI status such as `404 Not Found`; None when there is none, or no valid one."""
-    if status is None or not status[:3].isdecimal() or status[3:4] not in ("", " "):
+    if not isinstance(status, str) or not status[:3].isdecimal() or status[3:4] not in ("", " "):
         return None
     code = int(status[:3])
     return code if 100 <= code <= 599 else None
@@ -54,7 +54,8 @@ def route_of_routing_args(environ: Mapping[str, object]) -> str | None:
 
     Routes leaves the route itself. Another router that follows the wsgiorg specification leaves only the values that
     it found in the path: each is replaced by the name of its argument. Without any there is no telling a constant
-    path from a variable one, so there is no name.
+    path from a variable one, so there is no name. Nor is there one when a value is no segment of the path: it may
+    have been converted, or be a part of one, and what it came from would stay in the name.
     """
     path_template = getattr(environ.get("routes.route"), "routepath", None)
     if path_template is not None:
@@ -63,15 +64,20 @@ def route_of_routing_args(environ: Mapping[str, object]) -> str | None:
     if not isinstance(arguments, tuple) or len(arguments) != 2:
         return None
     positional, named = arguments
-    values: dict[str, str] = {}
-    if isinstance(positional, (list, tuple)):
-        values.update({value: f"{{{place}}}" for place, value in enumerate(positional) if isinstance(value, str)})
-    if isinstance(named, Mapping):
-        values.update({value: f"{{{name}}}" for name, value in named.items() if isinstance(value, str)})
+    values: dict[object, str] = {}
+    try:
+        if isinstance(positional, (list, tuple)):
+            values.update({value: f"{{{place}}}" for place, value in enumerate(positional)})
+        if isinstance(named, Mapping):
+            values.update({value: f"{{{name}}}" for name, value in named.items()})
+    except TypeError:  # a value that cannot be hashed is no segment
+        return None
     path = environ.get("PATH_INFO")
     if not isinstance(path, str):
         return None
     segments = path.split("/")
+    if not values.keys() - {None, ""} <= set(segments):
+        return None
     replaced = [values.get(segment, segment) if segment else segment for segment in segments]
     return route_of("/".join(replaced)) if replaced != segments else None
 

@@ -10,7 +10,18 @@ from collections.abc import Callable, Iterable, Iterator
 from paste_agent.transaction import Environ, Transaction
 
 
-class ListResponse(Transaction):
+class Response(Transaction):
+    """What all of them share."""
+
+    __slots__ = ()
+
+    def __del__(self) -> None:
+        # A layer that forgets to close loses no request.
+        if self.environ is not None:
+            self.finish()
+
+
+class ListResponse(Response):
     """A body that is a list or a tuple, as nearly all are: iterating it can neither fail nor take time."""
 
     __slots__ = ()
@@ -26,19 +37,14 @@ class ListResponse(Transaction):
         self.body = ()
         self.finish()
 
-    def __del__(self) -> None:
-        # A layer that forgets to close loses no request.
-        if self.environ is not None:
-            self.finish()
 
+class IteratorResponse(Response):
+    """Any other body: its iteration and its close may raise, and its close is called once.
 
-class IteratorResponse(ListResponse):
-    """Any other body: its iteration and its close may raise, and its close is called once."""
+    It has no `__len__`, not even None: servers ask `hasattr` before they ask for the length, and others for its truth.
+    """
 
     __slots__ = ()
-
-    # A server that asks for the length of a body that has none must be told so.
-    __len__ = None  # type: ignore[assignment]
 
     def __iter__(self) -> Iterator[bytes]:
         try:
@@ -50,15 +56,18 @@ class IteratorResponse(ListResponse):
 
     def __next__(self) -> bytes:
         try:
-            return next(self.iterator)
+            chunk = next(self.iterator)
         except StopIteration:
             raise
         except BaseException as error:
             self.fail(error)
             raise
+        self.sent = True
+        return chunk
 
     def close(self) -> None:
         body, self.body = self.body, None
+        self.sent = True
         try:
             if body is not None:
                 _close(body)
@@ -74,20 +83,21 @@ class SizedIteratorResponse(IteratorResponse):
 
     __slots__ = ()
 
-    def __len__(self) -> int:  # type: ignore[override]  # see IteratorResponse
+    def __len__(self) -> int:
         return len(self.body)  # type: ignore[arg-type]
 
 
 def respond(transaction: ListResponse, body: Iterable[bytes], environ: Environ) -> Iterable[bytes]:
     """What the filter returns for a body that is not exactly a list."""
-    if isinstance(body, (list, tuple)) and not hasattr(body, "close"):
+    if body.__class__ is tuple:
         transaction.body = body
         return transaction
     file_wrapper = environ.get("wsgi.file_wrapper")
     if isinstance(file_wrapper, type) and isinstance(body, file_wrapper):
         return _end_with_file(transaction, body)
     transaction.body = body
-    transaction.__class__ = SizedIteratorResponse if hasattr(body, "__len__") else IteratorResponse
+    # Of the same layout, though mypy sees two classes that are no relatives.
+    transaction.__class__ = SizedIteratorResponse if hasattr(body, "__len__") else IteratorResponse  # type: ignore[assignment]
     return transaction
 
 
@@ -97,6 +107,7 @@ def _end_with_file(transaction: ListResponse, body: Iterable[bytes]) -> Iterable
     pending = [close]
 
     def close_and_finish() -> None:
+        transaction.sent = True
         try:
             if pending:
                 call = pending.pop()

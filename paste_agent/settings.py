@@ -24,6 +24,8 @@ DEFAULT_SECTION = "filter:agent"
 _TRUE = frozenset(("true", "yes", "on", "1"))
 _FALSE = frozenset(("false", "no", "off", "0"))
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_HEADER_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")  #: what http.client sends
+_USER_INFO = re.compile(r"//[^/]*@")
 
 
 class _WrongValue(Exception):
@@ -114,7 +116,7 @@ def _pairs(text: str) -> dict[str, str]:
 def _headers(text: str) -> dict[str, str]:
     pairs = _pairs(text)
     for name, value in pairs.items():
-        if not _HEADER_NAME.fullmatch(name) or "\r" in value or "\n" in value:
+        if not _HEADER_NAME.fullmatch(name) or not _HEADER_VALUE.fullmatch(value):
             raise _WrongValue("expected header=value pairs separated by commas, for example x-api-key=abc")
     return pairs
 
@@ -142,9 +144,12 @@ def _negated(text: str) -> str:
 
 def _milliseconds(text: str) -> str:
     try:
-        return repr(float(text) / 1000)
+        number = float(text)
     except ValueError:
-        raise _WrongValue("expected milliseconds above 0, for example 60000") from None
+        number = float("nan")
+    if not 0 < number <= 1e12:
+        raise _WrongValue("expected milliseconds above 0, for example 60000")
+    return repr(number / 1000)
 
 
 class Setting(NamedTuple):
@@ -318,10 +323,11 @@ def load(
     """
     for key in local_conf:
         if key not in TABLE and not (key.startswith("__") and key.endswith("__")):
-            raise SettingError(f"[{section}] {key}", local_conf[key], _cure_of_unknown(key, TABLE))
+            # Without its value, which may be the secret of a misspelt `headers`.
+            raise SettingError(f"[{section}] {key}", None, _cure_of_unknown(key, TABLE))
     for name in environ:
         if name.startswith("PASTE_AGENT_") and name not in _VARIABLES and not name.startswith("PASTE_AGENT__"):
-            raise SettingError(name, environ[name], _cure_of_unknown(name, _VARIABLES))
+            raise SettingError(name, None, _cure_of_unknown(name, _VARIABLES))
     values: dict[str, object] = {}
     origins: dict[str, str] = {}
     for row in TABLE.values():
@@ -351,7 +357,8 @@ def _read(row: Setting, place: str, text: str, convert: Callable[[str], str]) ->
     try:
         return row.read(convert(text))
     except _WrongValue as wrong:
-        raise SettingError(place, "***" if row.secret else text, str(wrong)) from None
+        shown = "***" if row.secret else _USER_INFO.sub("//***@", text)
+        raise SettingError(place, shown, str(wrong)) from None
 
 
 def _cure_of_unknown(name: str, known: Mapping[str, object]) -> str:

@@ -87,6 +87,7 @@ class Transaction:
         "recorder",
         "route",
         "scheme",
+        "sent",
         "server_start_response",
         "slot",
         "start_ns",
@@ -108,6 +109,7 @@ class Transaction:
     route: object
     error_type: str | None
     raised: Raised  #: set by a failure that is kept
+    sent: bool  #: set once a part of the body has gone to the server, and the status with it
 
     def start_response(self, status: str, headers: list[tuple[str, str]], exc_info: ExcInfo | None = None) -> Write:
         """The server's start_response; what it refuses does not count."""
@@ -164,20 +166,24 @@ class Transaction:
             recorder.on_fault("finish", fault)
         slot = self.slot
         if slot:
-            recorder.longs[slot >> 3] = 0
+            try:
+                recorder.longs[slot >> 3] = 0
+            except Exception as fault:
+                recorder.on_fault("finish", fault)
             recorder.push_slot(slot)
 
     def fail(self, error: BaseException) -> None:
         """Note the exception that leaves the application. The caller raises it again."""
         try:
             code = status_of_exception(error)
-            if code is not None and self.status is None:
-                self.status = str(code)
-            if code is not None and code < 500:
+            sent = getattr(self, "sent", False)
+            if not sent or self.status is None:
+                # Whatever start_response was told, the client gets what is made of the exception. (Not if the
+                # application has used write(); telling that would cost every request.)
+                self.status = "500" if code is None else str(code)
+            if code is not None and code < 500 and not sent:
                 # Raised on purpose, for a layer above to turn into a response: no failure.
                 return
-            if self.status is None:
-                self.status = "500"
             self.error_type = type_name(error)
             if self.recorder.sampler.take_failed():
                 self.raised = raised_of(error)

@@ -86,8 +86,8 @@ def rotel() -> Iterator[Collector]:
         for attempt in (1, 2, 3):
             path = os.path.join(directory, f"output-{attempt}")
             with open(path, "wb") as output:
-                port = _free_port()
-                process = _started(port, _free_port(), directory, output)
+                port = free_port()
+                process = _started(port, free_port(), directory, output)
             try:
                 if _listens(process, port):
                     yield Collector(f"http://127.0.0.1:{port}", path)
@@ -118,7 +118,8 @@ def _started(http_port: int, grpc_port: int, directory: str, output: Any) -> sub
     )  # fmt: skip
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of the loopback that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

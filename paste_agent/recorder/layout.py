@@ -146,18 +146,18 @@ class Geometry:
 
 
 def encode_fields(fields: Sequence[str | None]) -> bytes:
-    """The payload of a series entry; fields are cut where they do not fit, the last ones first."""
+    """The payload of a series entry; where they do not fit, the longest is cut: a long route costs no status."""
+    parts = [None if field is None else field.encode("utf-8", "replace") for field in fields]
     room = SERIES_ROOM - _LENGTH.size * len(fields)
-    parts: list[bytes] = []
-    for field in fields:
-        if field is None:
-            parts.append(_LENGTH.pack(_NO_VALUE))
-            continue
+    lengths = [len(part or b"") for part in parts]
+    while (excess := sum(lengths) - room) > 0:
+        shorter, longest = ([0, *sorted(lengths)])[-2:]
         # A cut may fall inside a character; decoding drops the broken one.
-        data = field.encode("utf-8", "replace")[:room]
-        room -= len(data)
-        parts.append(_LENGTH.pack(len(data)) + data)
-    return b"".join(parts)
+        lengths[lengths.index(longest)] -= min(excess, max(longest - shorter, 1))
+    return b"".join(
+        _LENGTH.pack(_NO_VALUE) if part is None else _LENGTH.pack(length) + part[:length]
+        for part, length in zip(parts, lengths, strict=True)
+    )
 
 
 def decode_fields(payload: bytes) -> list[str | None]:

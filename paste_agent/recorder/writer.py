@@ -236,9 +236,9 @@ class Recorder:
         A request that was in flight during the fork may still finish here; it writes into a scratch buffer, since
         the parent counts it. The lock is let go by closing: unlocking would unlock the parent as well.
         """
-        scratch = bytearray(self.geometry.size)
-        self.longs = memoryview(scratch).cast("Q")
-        self.buffer = scratch  # type: ignore[assignment]  # the same item assignment and pack_into as an mmap
+        # Mapped, not a bytearray: no page of it is made before it is written to, if ever.
+        self.buffer = mmap.mmap(-1, self.geometry.size)
+        self.longs = memoryview(self.buffer).cast("Q")
         if self._lock_fd >= 0:
             os.close(self._lock_fd)
             self._lock_fd = -1

@@ -10,10 +10,11 @@ import pytest
 from paste_agent import settings as settings_module
 from paste_agent.aggregate import REQUEST_DURATION, Delta, canonical
 from paste_agent.exporters.otlp import OtlpExporter, try_collector
+from paste_agent.kept import TraceRow
 from paste_agent.metrics import WORKER_BUSY, WORKER_NUMBER, Reading
 from paste_agent.recorder.layout import KEPT_FAILED, KEPT_SLOW
 from paste_agent.settings import Settings
-from paste_agent.store.store import Store, TraceRow
+from paste_agent.store.store import Store
 from tests.collector import rotel
 from tests.receiver import RequestKey
 

@@ -34,9 +34,10 @@ from paste_agent import metrics, settings
 from paste_agent.aggregate import BOUNDS, EXPORT_BOUNDS_S, REQUEST_DURATION, Total
 from paste_agent.exporters import otlp_encode
 from paste_agent.exporters.resource import Facts, resource_of
+from paste_agent.kept import TraceRow
 from paste_agent.metrics import Reading
 from paste_agent.recorder.layout import KEPT_FAILED, KEPT_PARENT, KEPT_RANDOM, KEPT_SLOW
-from paste_agent.store.store import Counters, SeriesTotal, TraceRow
+from paste_agent.store.store import Counters, SeriesTotal
 from tests.receiver import attributes_of
 
 RESOURCE = {"service.name": "shop", "service.instance.id": "one"}

@@ -1,0 +1,232 @@
+"""Real recorders, stores and requests for tests of what happens between them; no server, no thread.
+
+    recorder = open_recorder(tmp_path)
+    serve(recorder, "/items/17", route="/items/{id}")
+    with leading(tmp_path) as lead:
+        lead.drain()
+        assert requests_of(lead.store) == {("GET", "/items/{id}", 200): 1}
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from paste_agent import settings
+from paste_agent.aggregate import REQUEST_DURATION
+from paste_agent.filter import AgentFilter
+from paste_agent.lead import Lead
+from paste_agent.log import Warnings
+from paste_agent.recorder import layout
+from paste_agent.recorder.reader import Reader
+from paste_agent.recorder.writer import Recorder
+from paste_agent.sampler import Sampler
+from paste_agent.settings import Settings
+from paste_agent.store.store import Store
+from tests.serving import environment
+
+MS = 1_000_000
+S = 1_000_000_000
+
+
+def open_recorder(
+    directory: Path | None,
+    *,
+    records: int = 1024,
+    slots: int = 16,
+    max_series: int = 2000,
+    random: float = 0,
+    slow_s: float = 2.0,
+    service: str = "shop",
+) -> Recorder:
+    """A recorder as `lifecycle.Agent` opens it. A fault of the agent fails the test that causes it."""
+
+    def on_fault(where: str, fault: BaseException) -> None:
+        raise AssertionError(f"a fault of the agent in {where}: {fault!r}") from fault
+
+    return Recorder(
+        directory=None if directory is None else str(directory),
+        service=service,
+        records=records,
+        slots=slots,
+        max_series=max_series,
+        sampler=Sampler(slow_ns=round(slow_s * S), parent=600, random=random, slow=600, failed=600, seed=1),
+        on_fault=on_fault,
+    )
+
+
+def reader_of(recorder: Recorder) -> Reader:
+    """A second look at a recorder: through its file where it has one."""
+    if recorder.path is not None:
+        return Reader.of_file(recorder.path)
+    return Reader(recorder.id, recorder.read, recorder.write, -1)
+
+
+def die(recorder: Recorder) -> None:
+    """What the kernel does to the recorder of a process that is killed: the lock goes, the bytes stay."""
+    recorder.detach()
+
+
+class _Serving:
+    """As much of `lifecycle.Agent` as the filter looks at while requests are served."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self.serving = recorder
+
+
+def environ_of(path: str = "/", **more: Any) -> dict[str, Any]:
+    return {
+        "REQUEST_METHOD": "GET",
+        "SCRIPT_NAME": "",
+        "PATH_INFO": path,
+        "SERVER_NAME": "127.0.0.1",
+        "SERVER_PORT": "8080",
+        "SERVER_PROTOCOL": "HTTP/1.1",
+        "wsgi.url_scheme": "http",
+        **more,
+    }
+
+
+def serve(
+    recorder: Recorder,
+    path: str = "/",
+    *,
+    route: object = None,
+    status: str = "200 OK",
+    meanwhile: Callable[[], object] = lambda: None,
+    **environ: Any,
+) -> None:
+    """One request through the filter. meanwhile: called while it is in flight."""
+
+    def application(environ: dict[str, Any], start_response: Callable[..., object]) -> list[bytes]:
+        if route is not None:
+            environ["paste_agent.route"] = route
+        meanwhile()
+        start_response(status, [])
+        return [b"x"]
+
+    filtered = AgentFilter(application, _Serving(recorder))  # type: ignore[arg-type]  # see _Serving
+    body: Any = filtered(environ_of(path, **environ), lambda status, headers, exc_info=None: lambda data: None)
+    for _ in body:
+        pass
+    body.close()
+
+
+def leave(
+    recorder: Recorder,
+    series: int,
+    *,
+    duration_ns: int = MS,
+    end_ns: int | None = None,
+    why: int = 0,
+    queue_us: int = 0,
+    number: int | None = None,
+) -> int:
+    """Leave one record whose times the test chooses; its number. end_ns: half a second ago when not given."""
+    if number is None:
+        number = recorder.last = recorder.next()
+    end_ns = time.perf_counter_ns() - S // 2 if end_ns is None else end_ns
+    layout.RECORD_BODY.pack_into(
+        recorder.buffer,
+        recorder.ring_at + number % recorder.records * layout.RECORD_SIZE + layout.RECORD_BODY_AT,
+        series,
+        why,
+        queue_us,
+        end_ns - duration_ns,
+        duration_ns,
+        number + 1,
+    )
+    return number
+
+
+def series_of(recorder: Recorder, route: str = "/", status: str = "200 OK", error: str | None = None) -> int:
+    return recorder.intern_server(("GET", status, route, error, "http", "HTTP/1.1"))
+
+
+# -- the lead ------------------------------------------------------------------------------------------------------
+
+
+def settings_of(directory: Path, **keys: str) -> Settings:
+    """The settings of a service whose recorders and store are both in `directory`."""
+    keys = {"service_name": "shop", "store": str(directory / "shop.sqlite"), "runtime_dir": str(directory), **keys}
+    return settings.load(keys, {"__file__": str(directory / "shop.ini")}, {})
+
+
+def silent(kind: str, message: str) -> None:
+    pass
+
+
+@contextmanager
+def leading(
+    directory: Path, *own: Recorder, store: str | None = None, warn: Callable[[str, str], None] = silent, **keys: str
+) -> Iterator[Lead]:
+    """A lead over the recorders in `directory`, and those in memory that are given."""
+    configured = settings_of(directory, **keys)
+    lead = Lead(configured, Store(store or configured.store), str(directory), [reader_of(one) for one in own], warn)
+    try:
+        yield lead
+    finally:
+        lead.close()
+
+
+def requests_of(store: Store) -> dict[tuple[Any, Any, Any], int]:
+    """Totals by method, route and status."""
+    counts: dict[tuple[Any, Any, Any], int] = {}
+    for found in store.totals():
+        if found.metric == REQUEST_DURATION:
+            of = found.attributes
+            key = (of.get("http.request.method"), of.get("http.route"), of.get("http.response.status_code"))
+            counts[key] = counts.get(key, 0) + found.total.count
+    return counts
+
+
+def count_of(store: Store) -> int:
+    return sum(requests_of(store).values())
+
+
+def recorders_in(directory: Path) -> list[str]:
+    return sorted(name for name in os.listdir(directory) if layout.SUFFIX in name)
+
+
+def warnings() -> Warnings:
+    return Warnings("shop")
+
+
+# -- processes of their own ----------------------------------------------------------------------------------------
+
+
+def run_script(script: str, *arguments: object, expect: int = 0, timeout_s: float = 60.0) -> str:
+    """Run Python code in a process of its own; what it printed. expect: its exit status, -9 for SIGKILL."""
+    done = subprocess.run(
+        [sys.executable, "-c", script, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        env=environment(),
+    )
+    assert done.returncode == expect, f"exit status {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def start_script(script: str, *arguments: object) -> subprocess.Popen[str]:
+    """The same, not waited for."""
+    return subprocess.Popen(
+        [sys.executable, "-c", script, *map(str, arguments)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+    )
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    process.send_signal(signal.SIGKILL)
+    process.wait(30)
