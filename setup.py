@@ -11,7 +11,7 @@ RUNTIME = [
     "gunicorn>=23,<28",
     "WebOb>=1.8.8,<2",
     "requests>=2.31,<3",
-    "opentelemetry-proto>=1.30,<2",
+    "opentelemetry-proto>=1.35,<2",
     "rich>=13,<16",
     "click>=8.1,<9",
 ]

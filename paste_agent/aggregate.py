@@ -7,6 +7,7 @@ collector gets is exact, and a percentile of the report is off by at most 5 %.
 from __future__ import annotations
 
 import json
+import re
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
@@ -88,16 +89,18 @@ class Total:
         self.buckets[bucket] = self.buckets.get(bucket, 0) + 1
 
     def quantile_ns(self, share: float) -> float:
-        """The duration that `share` of all stay below: 0.95 for p95. 0 for an empty total."""
+        """The duration that `share` of all stay below: 0.95 for p95. 0 for an empty total.
+
+        It is the middle of its bucket: nothing says how the durations lie within, and from there none is far.
+        """
         rank = share * self.count
         below = 0
         for bucket in sorted(self.buckets):
-            count = self.buckets[bucket]
-            if below + count >= rank:
+            below += self.buckets[bucket]
+            if below >= rank:
                 low = BOUNDS[bucket - 1] if bucket else 0
                 high = BOUNDS[bucket] if bucket < len(BOUNDS) else self.max_ns
-                return min(low + (high - low) * max(0.0, rank - below) / count, float(self.max_ns))
-            below += count
+                return min((low + high) / 2, float(self.max_ns))
         return float(self.max_ns)
 
     def apdex(self) -> float | None:
@@ -114,6 +117,8 @@ class Total:
 
 
 _EXPORT_BUCKET = [bisect_left(EXPORT_BOUNDS_NS, bound) for bound in BOUNDS] + [len(EXPORT_BOUNDS_NS)]
+
+_STATUS = re.compile("[0-9]{3}")
 
 #: Metric name and attributes as canonical JSON.
 SeriesKey = tuple[str, str]
@@ -260,7 +265,7 @@ def attributes_of(names: Sequence[str], fields: Iterable[str | None]) -> str:
     for name, value in zip(names, fields, strict=False):
         if value is None:
             continue
-        attributes[name] = int(value) if name == "http.response.status_code" and value.isdecimal() else value
+        attributes[name] = int(value) if name == "http.response.status_code" and _STATUS.fullmatch(value) else value
     return canonical(attributes)
 
 

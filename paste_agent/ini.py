@@ -34,11 +34,7 @@ def parser_of(path: str) -> configparser.ConfigParser:
 def filter_sections(path: str) -> list[str]:
     """Names of the sections, such as `filter:agent`, whose `use` is this package. Raises IniError."""
     parser = parser_of(path)
-    return [
-        name
-        for name in parser.sections()
-        if name.startswith("filter") and _is_ours(parser, name)
-    ]
+    return [name for name in parser.sections() if name.startswith("filter") and _is_ours(parser, name)]
 
 
 def dropped_keys(path: str, section: str) -> list[str]:

@@ -27,6 +27,9 @@ from paste_agent.store.store import ENDED, LOST, RUNNING, RecorderRow, Store
 YOUTH_NS = 100_000_000
 #: How long a number that was taken but not written is waited for while its process lives.
 _PATIENCE_NS = 60_000_000_000
+#: Traces rebuilt from the records of one recorder in one drain: twice what its process could keep. A forged file may say
+#: of a million records that they are kept.
+_MAX_TRACES = 4096
 #: Records folded before other threads get their turn: well below a millisecond.
 _CHUNK = 512
 _BUSY_WINDOW_S = 60.0
@@ -113,8 +116,8 @@ class Lead:
         finished: list[_Tracked] = []
         tracked_now = self._discover()
         if not self._settled:
-            self._settled = True
             self._settle_gone()
+            self._settled = True
         for tracked in tracked_now:
             if self._drain_one(drain, tracked):
                 finished.append(tracked)
@@ -242,15 +245,16 @@ class Lead:
     def _fold(self, drain: _Drain, tracked: _Tracked, ready_ns: int, final: bool) -> _Folded:
         """Fold the records of one recorder that are ready."""
         reader, folder = tracked.reader, tracked.folder
-        position, missing, served_ns = tracked.row.position, 0, 0
+        position, missing, served_ns, kept = tracked.row.position, 0, 0, 0
         end = position + 2 * reader.geometry.records  # a forged file may go on for ever, a ring does not
         while position < end:
             data = reader.chunk(position, _CHUNK)
             run = folder.fold(drain.delta, data, position, ready_ns, drain.wall_offset_ns)
-            for number in run.kept:
+            for number in run.kept[: max(0, _MAX_TRACES - kept)]:
                 at = (number - position) * layout.RECORD_SIZE + layout.RECORD_BODY_AT
                 body = layout.RECORD_BODY.unpack_from(data, at)
                 drain.traces.append(detail.bare_row(reader.ids(number), body, folder, drain.wall_offset_ns))
+            kept += len(run.kept)
             reached = run.position
             if reached == position:
                 following = _after_hole(reader, data, position, drain.now_ns, final)

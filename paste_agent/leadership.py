@@ -168,10 +168,20 @@ class _ExportThread:
         store = Store(self._lead.store.path)
         try:
             resource = resource_of(self._settings, store.meta("service.instance.id") or "", _facts())
-            exporter = OtlpExporter(self._settings, resource, self._warn, sleep=self.stop.wait)
-            self._loop(exporter, store)
+            exporter = OtlpExporter(self._settings, resource, self._warn, sleep=self._nap)
+            try:
+                self._loop(exporter, store)
+            finally:
+                exporter.close()
         finally:
             store.close()
+
+    def _nap(self, seconds: float) -> bool:
+        """Sleep; whether the wait was cut short. The last export goes on trying until its deadline."""
+        if self._deadline is None:
+            return self.stop.wait(seconds)
+        native.sleep(seconds)
+        return False
 
     def _loop(self, exporter: OtlpExporter, store: Store) -> None:
         settings = self._settings
@@ -187,7 +197,9 @@ class _ExportThread:
             self.stop.wait(max(0.01, min(metrics_at, traces_at) - time.monotonic()))
         if self._deadline is not None:
             self._send_metrics(exporter, store, self._deadline)
-            self._send_traces(exporter, store, self._deadline)
+            with self._said():
+                # No process is left that could still write a detail.
+                exporter.export_traces(store, self._deadline, bare_after_s=-1.0)
 
     def _send_metrics(self, exporter: OtlpExporter, store: Store, deadline: float) -> None:
         with self._said():

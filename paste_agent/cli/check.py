@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
+from urllib.parse import quote
 
 import click
 from paste.deploy import loadwsgi
@@ -67,7 +68,7 @@ def _check_loading(findings: _Findings, path: str, name: str) -> None:
     """Load every section that [app:name] leads to, without building anything."""
     sys.path.insert(0, os.path.dirname(path))
     try:
-        context = loadwsgi.loadcontext(loadwsgi.APP, f"config:{path}", name=name)
+        context = loadwsgi.loadcontext(loadwsgi.APP, f"config:{quote(path)}", name=name)
     except Exception as error:  # a section's module may raise anything when it is imported
         findings.fail(f"{path}: the loader fails: {type(error).__name__}: {' '.join(str(error).split())}")
         return

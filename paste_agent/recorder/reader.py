@@ -92,6 +92,8 @@ class Reader:
             if status.st_size > _MAX_SIZE:
                 raise BadRecorder("is larger than any recorder")
             name = os.path.basename(path).removesuffix(layout.SUFFIX)
+            if not name.isascii() or not name.isprintable():
+                raise BadRecorder("has a name that no recorder has")
             reader = cls(
                 name,
                 lambda size, at: os.pread(descriptor, size, at),

@@ -53,24 +53,34 @@ CREATE INDEX traces_to_send ON traces (written_at) WHERE sent = 0;
 _STEPS = {0: _V1}
 
 
-def prepare(connection: sqlite3.Connection, path: str) -> None:
-    """Make the tables, or bring them up to VERSION. Several processes may do so at once.
+def refuse_foreign(connection: sqlite3.Connection, path: str, *, may_be_empty: bool) -> None:
+    """Look, before anything is written, whether the database is a store that this version knows, or still empty.
 
     Raises StoreError for a store of a newer agent, and for a database that is no store.
     """
-    version = _version(connection)
-    if version == VERSION:
-        return
+    connection.execute("BEGIN")  # one view of it: another process may be making the tables
+    try:
+        application = _number(connection, "PRAGMA application_id")
+        version = _number(connection, "PRAGMA user_version")
+        tables = _number(connection, "SELECT count(*) FROM sqlite_master")
+    finally:
+        connection.rollback()
+    if application != APPLICATION_ID and not (may_be_empty and application == version == tables == 0):
+        raise StoreError(f"{path}: a database, but not a store of paste-agent; set another `store`")
     if version > VERSION:
         raise StoreError(
             f"{path}: made by a newer paste-agent (schema {version}, this one knows {VERSION});"
             " upgrade paste-agent, or set another `store`"
         )
+
+
+def prepare(connection: sqlite3.Connection) -> None:
+    """Make the tables, or bring them up to VERSION. Several processes may do so at once."""
+    if _number(connection, "PRAGMA user_version") == VERSION:
+        return
     connection.execute("BEGIN IMMEDIATE")
     try:
-        version = _version(connection)
-        if version == 0 and connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-            raise StoreError(f"{path}: a database, but not a store of paste-agent; set another `store`")
+        version = _number(connection, "PRAGMA user_version")
         for step in range(version, VERSION):
             for statement in _statements(_STEPS[step]):
                 connection.execute(statement)
@@ -82,9 +92,9 @@ def prepare(connection: sqlite3.Connection, path: str) -> None:
     connection.commit()
 
 
-def _version(connection: sqlite3.Connection) -> int:
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
-    return int(version)
+def _number(connection: sqlite3.Connection, query: str) -> int:
+    (number,) = connection.execute(query).fetchone()
+    return int(number)
 
 
 def _statements(script: str) -> list[str]:

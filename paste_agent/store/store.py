@@ -19,6 +19,7 @@ from paste_agent.kept import TraceRow
 from paste_agent.store import schema
 
 _BUCKET = struct.Struct("<HQ")
+_MAX_INTEGER = (1 << 63) - 1
 _COLUMNS = "count, sum_ns, max_ns, satisfied, tolerating, frustrated, buckets"
 #: Another thread or process may write: the exporter, a command. Long enough for its transaction, no longer.
 _BUSY_TIMEOUT_S = 2.0
@@ -77,25 +78,18 @@ class Store:
         except (OSError, sqlite3.Error) as error:
             raise StoreError(f"{path}: cannot be opened: {getattr(error, 'strerror', None) or error}") from error
         try:
-            if read_only:
-                self._check()
-            else:
+            schema.refuse_foreign(self._db, path, may_be_empty=not read_only)
+            if not read_only:
                 self._db.execute("PRAGMA journal_mode = WAL")
                 # A crash of the machine may lose the last commits; a crash of a process loses none.
                 self._db.execute("PRAGMA synchronous = NORMAL")
-                schema.prepare(self._db, path)
+                schema.prepare(self._db)
         except sqlite3.Error as error:
             self._db.close()
             raise StoreError(f"{path}: cannot be read as a store: {error}") from error
         except BaseException:
             self._db.close()
             raise
-
-    def _check(self) -> None:
-        (application,) = self._db.execute("PRAGMA application_id").fetchone()
-        if application != schema.APPLICATION_ID:
-            raise StoreError(f"{self.path}: not a store of paste-agent")
-        schema.prepare(self._db, self.path)
 
     def close(self) -> None:
         self._db.close()
@@ -106,10 +100,10 @@ class Store:
         self._db.execute("BEGIN IMMEDIATE")
         try:
             yield self._db
+            self._db.commit()
         except BaseException:
             self._db.rollback()
             raise
-        self._db.commit()
 
     # -- the lead writes -------------------------------------------------------------------------------------------
 
@@ -201,7 +195,7 @@ class Store:
     def totals(self) -> list[SeriesTotal]:
         """All series, cumulative."""
         rows = self._db.execute(f"SELECT metric, attributes, {_COLUMNS} FROM totals JOIN series ON series.id = series")
-        return [SeriesTotal(row[0], json.loads(row[1]), total_of(row[2:])) for row in rows]
+        return [SeriesTotal(row[0], _object(row[1]), total_of(row[2:])) for row in rows]
 
     def totals_between(self, start_s: float, end_s: float) -> list[SeriesTotal]:
         """All series, summed over the rollups that begin in [start_s, end_s)."""
@@ -213,7 +207,7 @@ class Store:
         found: dict[SeriesKey, Total] = {}
         for metric, attributes, *columns in rows:
             found.setdefault((metric, attributes), Total()).add(total_of(columns))
-        return [SeriesTotal(metric, json.loads(attributes), total) for (metric, attributes), total in found.items()]
+        return [SeriesTotal(metric, _object(attributes), total) for (metric, attributes), total in found.items()]
 
     def span_of_time(self) -> tuple[float, float] | None:
         """Start of the first and end of the last rollup, s since the epoch; None for an empty store."""
@@ -271,6 +265,15 @@ def unpack_buckets(data: bytes) -> dict[int, int]:
     return dict(_BUCKET.iter_unpack(data))
 
 
+def _object(text: str) -> Any:
+    """A JSON object of the store; an empty one where somebody else has written there."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def total_of(columns: Sequence[Any]) -> Total:
     """A total from _COLUMNS, in their order."""
     count, sum_ns, max_ns, satisfied, tolerating, frustrated, buckets = columns
@@ -291,6 +294,8 @@ def add_total(db: sqlite3.Connection, table: str, key: Mapping[str, int], total:
     merged = total_of(found) if found else Total()
     merged.add(total)
     numbers = (merged.count, merged.sum_ns, merged.max_ns, merged.satisfied, merged.tolerating, merged.frustrated)
+    # A forged recorder may claim more time than SQLite's integers hold: centuries.
+    numbers = tuple(min(number, _MAX_INTEGER) for number in numbers)
     db.execute(
         f"INSERT OR REPLACE INTO {table} ({', '.join(key)}, {_COLUMNS}) VALUES ({', '.join('?' * (len(key) + 7))})",
         (*values, *numbers, pack_buckets(merged.buckets)),
@@ -350,6 +355,6 @@ def _trace_row(row: Sequence[Any]) -> TraceRow:
         duration_ns=duration_ns,
         failed=bool(failed),
         why=why,
-        attributes=json.loads(attributes),
-        detail=None if detail is None else json.loads(detail),
+        attributes=_object(attributes),
+        detail=None if detail is None else _object(detail),
     )
