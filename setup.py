@@ -29,6 +29,8 @@ TEST = [
     "packaging",  # gunicorn's gevent worker imports it
     "rotel>=0.0.1a15",
 ]
+# Real applications that are served behind the agent.
+APPS = ["kinto>=26"]
 LINT = ["ruff>=0.17,<0.18", "mypy>=2.4,<3", "types-requests", "types-protobuf", "build"]
 
 setup(
@@ -61,7 +63,7 @@ setup(
     package_data={"paste_agent": ["py.typed"], "paste_agent.demo": ["static/*"]},
     python_requires=">=3.10",
     install_requires=RUNTIME,
-    extras_require={"test": TEST, "lint": LINT},
+    extras_require={"test": TEST, "apps": APPS, "lint": LINT},
     entry_points={
         "paste.filter_app_factory": ["main = paste_agent.filter:main"],
         "paste.server_runner": ["main = paste_agent.server.runner:main"],

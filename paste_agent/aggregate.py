@@ -7,7 +7,6 @@ collector gets is exact, and a percentile of the report is off by at most 5 %.
 from __future__ import annotations
 
 import json
-import re
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
@@ -118,7 +117,6 @@ class Total:
 
 _EXPORT_BUCKET = [bisect_left(EXPORT_BOUNDS_NS, bound) for bound in BOUNDS] + [len(EXPORT_BOUNDS_NS)]
 
-_STATUS = re.compile("[0-9]{3}")
 
 #: Metric name and attributes as canonical JSON.
 SeriesKey = tuple[str, str]
@@ -186,7 +184,7 @@ class Folder:
                 continue
             slot_s = (end_ns + wall_offset_ns) // _NS // SLOT_S * SLOT_S
             slot_end_ns = (slot_s + SLOT_S) * _NS - wall_offset_ns
-            until_ns = min(ready_ns, slot_end_ns)
+            until_ns = min(ready_ns, slot_end_ns - 1)
             position, more_ns = self._fold_slot(delta, data[begin:], position, until_ns, slot_s, kept)
             served_ns += more_ns
         return Run(position, kept, served_ns)
@@ -260,13 +258,8 @@ class Folder:
 
 
 def attributes_of(names: Sequence[str], fields: Iterable[str | None]) -> str:
-    """Attributes as canonical JSON: sorted, without those that have no value, the status as a number."""
-    attributes: dict[str, str | int] = {}
-    for name, value in zip(names, fields, strict=False):
-        if value is None:
-            continue
-        attributes[name] = int(value) if name == "http.response.status_code" and _STATUS.fullmatch(value) else value
-    return canonical(attributes)
+    """Attributes of a series as canonical JSON."""
+    return canonical(layout.attributes_of(names, fields))
 
 
 def canonical(attributes: Mapping[str, object]) -> str:

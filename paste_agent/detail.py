@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import linecache
 from collections.abc import Mapping
 from urllib.parse import parse_qsl, quote
 
-from paste_agent.aggregate import Folder
 from paste_agent.kept import TraceRow
 from paste_agent.naming import KNOWN_METHODS
-from paste_agent.recorder.layout import FAILED
 from paste_agent.transaction import KeptTransaction, Raised
 
 _NO_SPAN = bytes(8)
 _MAX_STACK = 16_384
 
 
-def trace_row(kept: KeptTransaction, attributes: str, wall_offset_ns: int, record_query: bool) -> TraceRow:
+def trace_row(
+    kept: KeptTransaction, attributes: Mapping[str, str | int], wall_offset_ns: int, record_query: bool
+) -> TraceRow:
     """The row of a kept transaction.
 
-    attributes: of its series, canonical JSON. wall_offset_ns: see Folder.fold. record_query: whether `url.query` is.
+    attributes: of its series. wall_offset_ns: see Folder.fold. record_query: whether `url.query` is.
     """
     detail: dict[str, object] = {"attributes": _attributes(kept, record_query)}
     if kept.tracestate:
@@ -39,27 +38,8 @@ def trace_row(kept: KeptTransaction, attributes: str, wall_offset_ns: int, recor
         duration_ns=kept.duration_ns,
         failed=kept.failed,
         why=kept.why,
-        attributes=json.loads(attributes),
+        attributes=attributes,
         detail=detail,
-    )
-
-
-def bare_row(
-    ids: tuple[bytes, bytes, bytes], body: tuple[int, int, int, int, int, int], folder: Folder, wall_offset_ns: int
-) -> TraceRow:
-    """The same from its record alone: all that is left when the process died before it wrote the detail."""
-    series, why, _, start_ns, duration_ns, _ = body
-    trace_id, span_id, parent_id = ids
-    return TraceRow(
-        trace_id=trace_id,
-        span_id=span_id,
-        parent_id=None if parent_id == _NO_SPAN else parent_id,
-        started_at_ns=start_ns + wall_offset_ns,
-        duration_ns=duration_ns,
-        failed=bool(series & FAILED),
-        why=why,
-        attributes=json.loads(folder.key_of(series & ~FAILED)[1]),
-        detail=None,
     )
 
 

@@ -47,8 +47,11 @@ def write(path: str, rows: Sequence[TraceRow]) -> None:
 def read(path: str) -> list[TraceRow]:
     """The rows of a file; lines that are no rows are passed over. Raises OSError."""
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    with open(os.open(path, flags), "rb") as file:
-        data = file.read(MAX_BYTES)
+    descriptor = os.open(path, flags)
+    try:
+        data = os.read(descriptor, MAX_BYTES)
+    finally:
+        os.close(descriptor)
     found = [_row(line) for line in data.splitlines()]
     return [row for row in found if row is not None]
 
@@ -75,10 +78,12 @@ def _row(line: bytes) -> TraceRow | None:
             duration_ns=int(fields["duration_ns"]),
             failed=bool(fields["failed"]),
             why=int(fields["why"]),
-            attributes=dict(fields["attributes"]),
-            detail=dict(fields["detail"]),
+            attributes=fields["attributes"],
+            detail=fields["detail"],
         )
-    except (ValueError, TypeError, KeyError, RecursionError):
+    except (ValueError, OverflowError, TypeError, KeyError, RecursionError):
+        return None
+    if not isinstance(row.attributes, dict) or not isinstance(row.detail, dict):
         return None
     fits = all(0 <= number < _INT64 for number in (row.started_at_ns, row.duration_ns, row.why))
     return row if fits and len(row.trace_id) == 16 and len(row.span_id) == 8 else None

@@ -6,6 +6,7 @@ Killed between any two of them, the next lead repeats a step that changes nothin
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
 import time
@@ -13,11 +14,12 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from paste_agent import detail, kept, naming, native
+from paste_agent import kept, metrics, naming, native
 from paste_agent.aggregate import NO_ATTRIBUTES, REPORT_DURATION, SLOT_S, Apdex, Delta, Folder, canonical
 from paste_agent.kept import TraceRow
 from paste_agent.metrics import Reading
 from paste_agent.recorder import layout
+from paste_agent.recorder.layout import FAILED
 from paste_agent.recorder.reader import BadRecorder, InFlight, Reader
 from paste_agent.settings import Settings
 from paste_agent.store import retention
@@ -27,8 +29,8 @@ from paste_agent.store.store import ENDED, LOST, RUNNING, RecorderRow, Store
 YOUTH_NS = 100_000_000
 #: How long a number that was taken but not written is waited for while its process lives.
 _PATIENCE_NS = 60_000_000_000
-#: Traces rebuilt from the records of one recorder in one drain: twice what its process could keep. A forged file may say
-#: of a million records that they are kept.
+#: Traces rebuilt from the records of one recorder in one drain: twice what its process could keep. A forged file may
+#: say of a million records that they are kept.
 _MAX_TRACES = 4096
 #: Records folded before other threads get their turn: well below a millisecond.
 _CHUNK = 512
@@ -89,6 +91,7 @@ class Lead:
         self._rows = {row.id: row for row in store.recorders()}
         self._tracked: dict[str, _Tracked] = {}
         self._bad: set[str] = set()
+        self._active: set[tuple[str, str]] = set()
         self._tidied_at = 0.0
         self._settled = False
         self._last_drain_ns = time.perf_counter_ns()
@@ -221,7 +224,7 @@ class Lead:
         final = dead or closed
         ready_ns = time.perf_counter_ns() if final else drain.now_ns - YOUTH_NS
         folded = self._fold(drain, tracked, ready_ns, final)
-        drain.count("paste_agent.records.dropped", folded.missing, {"reason": "unwritten"})
+        drain.count(metrics.RECORDS_DROPPED, folded.missing, {metrics.REASON: "unwritten"})
         in_flight = [] if final else reader.in_flight()
         drain.in_flight.extend(in_flight)
         served_ns = tracked.served_ns + folded.served_ns
@@ -245,16 +248,16 @@ class Lead:
     def _fold(self, drain: _Drain, tracked: _Tracked, ready_ns: int, final: bool) -> _Folded:
         """Fold the records of one recorder that are ready."""
         reader, folder = tracked.reader, tracked.folder
-        position, missing, served_ns, kept = tracked.row.position, 0, 0, 0
+        position, missing, served_ns, rebuilt = tracked.row.position, 0, 0, 0
         end = position + 2 * reader.geometry.records  # a forged file may go on for ever, a ring does not
         while position < end:
             data = reader.chunk(position, _CHUNK)
             run = folder.fold(drain.delta, data, position, ready_ns, drain.wall_offset_ns)
-            for number in run.kept[: max(0, _MAX_TRACES - kept)]:
+            for number in run.kept[: max(0, _MAX_TRACES - rebuilt)]:
                 at = (number - position) * layout.RECORD_SIZE + layout.RECORD_BODY_AT
                 body = layout.RECORD_BODY.unpack_from(data, at)
-                drain.traces.append(detail.bare_row(reader.ids(number), body, folder, drain.wall_offset_ns))
-            kept += len(run.kept)
+                drain.traces.append(_bare_row(reader.ids(number), body, folder, drain.wall_offset_ns))
+            rebuilt += len(run.kept)
             reached = run.position
             if reached == position:
                 following = _after_hole(reader, data, position, drain.now_ns, final)
@@ -308,7 +311,10 @@ class Lead:
         del self._tracked[tracked.reader.id]
         tracked.reader.close()
         if self._directory is not None:
-            _unlink(os.path.join(self._directory, tracked.reader.id + layout.SUFFIX))
+            path = os.path.join(self._directory, tracked.reader.id + layout.SUFFIX)
+            if not _unlink(path):
+                # Not to be taken up again: whatever it still says has been counted.
+                self._bad.add(path)
 
     def _settle_gone(self) -> None:
         """Rows of processes whose recorder is gone, as after a reboot: they ended, nobody knows how."""
@@ -320,19 +326,21 @@ class Lead:
         """Gauges as of this drain."""
         readings: list[Reading] = []
         workers = [tracked.row for tracked in self._tracked.values() if tracked.row.serving]
-        readings.append(Reading("paste_agent.worker.count", {}, len(workers)))
+        readings.append(Reading(metrics.WORKER_COUNT, {}, len(workers)))
         for row in workers:
-            number = {"paste_agent.worker.number": row.worker}
-            readings.append(Reading("paste_agent.worker.busy", number, row.busy))
+            number = {metrics.WORKER_NUMBER: row.worker}
+            readings.append(Reading(metrics.WORKER_BUSY, number, row.busy))
             if row.words[layout.W_PROBED_AT]:
                 readings.extend(Reading(name, number, row.words[word]) for name, word in _GAUGES)
-        active: dict[tuple[str, str], int] = {}
+        # What was in flight once is told of as none later, or a collector would show its last figure for ever.
+        active = dict.fromkeys(self._active, 0)
         for request in drain.in_flight:
             kind = (naming.method_of(request.method), request.scheme)
             active[kind] = active.get(kind, 0) + 1
+        self._active = set(active)
         for (method, scheme), count in active.items():
             attributes = {"http.request.method": method, "url.scheme": scheme}
-            readings.append(Reading("http.server.active_requests", attributes, count))
+            readings.append(Reading(metrics.ACTIVE_REQUESTS, attributes, count))
         return readings
 
 
@@ -344,18 +352,22 @@ class _Folded:
 
 
 _GAUGES = (
-    ("process.memory.usage", layout.W_MEMORY_BYTES),
-    ("process.memory.virtual", layout.W_VIRTUAL_BYTES),
-    ("process.thread.count", layout.W_THREADS),
-    ("process.unix.file_descriptor.count", layout.W_FILE_DESCRIPTORS),
+    (metrics.MEMORY_USAGE, layout.W_MEMORY_BYTES),
+    (metrics.MEMORY_VIRTUAL, layout.W_VIRTUAL_BYTES),
+    (metrics.THREAD_COUNT, layout.W_THREADS),
+    (metrics.FILE_DESCRIPTORS, layout.W_FILE_DESCRIPTORS),
 )
 
 
-def _unlink(path: str) -> None:
+def _unlink(path: str) -> bool:
+    """Whether it is gone now; not so what no agent has made, such as a directory."""
     try:
         os.unlink(path)
+    except FileNotFoundError:
+        pass  # removed by hand, or never there
     except OSError:
-        pass  # removed by hand, or what no agent has made
+        return False
+    return True
 
 
 def _remove_stale(path: str) -> None:
@@ -365,6 +377,25 @@ def _remove_stale(path: str) -> None:
             os.unlink(path)
     except OSError:
         pass
+
+
+def _bare_row(
+    ids: tuple[bytes, bytes, bytes], body: tuple[int, int, int, int, int, int], folder: Folder, wall_offset_ns: int
+) -> TraceRow:
+    """A kept transaction from its record alone: all that is left when the process died before it wrote more."""
+    series, why, _, start_ns, duration_ns, _ = body
+    trace_id, span_id, parent_id = ids
+    return TraceRow(
+        trace_id=trace_id,
+        span_id=span_id,
+        parent_id=None if parent_id == bytes(8) else parent_id,
+        started_at_ns=start_ns + wall_offset_ns,
+        duration_ns=duration_ns,
+        failed=bool(series & FAILED),
+        why=why,
+        attributes=json.loads(folder.key_of(series & ~FAILED)[1]),
+        detail=None,
+    )
 
 
 def _after_hole(reader: Reader, data: bytes, position: int, now_ns: int, final: bool) -> int | None:
@@ -409,13 +440,13 @@ def _count_words(drain: _Drain, before: list[int], row: RecorderRow) -> None:
         # A forged file may hold any number; the store's are signed and have 64 bits.
         return min(row.words[word] - (before[word] if word < len(before) else 0), 1 << 48)
 
-    drain.count("paste_agent.records.dropped", grown(layout.W_DROPPED), {"reason": "ring_full"})
-    drain.count("paste_agent.internal.errors", grown(layout.W_INTERNAL_ERRORS), {})
+    drain.count(metrics.RECORDS_DROPPED, grown(layout.W_DROPPED), {metrics.REASON: "ring_full"})
+    drain.count(metrics.INTERNAL_ERRORS, grown(layout.W_INTERNAL_ERRORS), {})
     if not row.worker:
         return
-    number = {"paste_agent.worker.number": row.worker}
-    drain.count("process.cpu.time", grown(layout.W_CPU_USER_NS), {"cpu.mode": "user", **number})
-    drain.count("process.cpu.time", grown(layout.W_CPU_SYSTEM_NS), {"cpu.mode": "system", **number})
+    number = {metrics.WORKER_NUMBER: row.worker}
+    drain.count(metrics.CPU_TIME, grown(layout.W_CPU_USER_NS), {metrics.CPU_MODE: "user", **number})
+    drain.count(metrics.CPU_TIME, grown(layout.W_CPU_SYSTEM_NS), {metrics.CPU_MODE: "system", **number})
     for generation in range(3):
         more = grown(layout.W_GC_COLLECTIONS + generation)
-        drain.count("cpython.gc.collections", more, {"cpython.gc.generation": generation, **number})
+        drain.count(metrics.GC_COLLECTIONS, more, {metrics.GC_GENERATION: generation, **number})

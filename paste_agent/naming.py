@@ -25,7 +25,7 @@ def method_of(method: str) -> str:
     return method if method in KNOWN_METHODS else OTHER
 
 
-def status_of(status: str | None) -> int | None:
+def status_of(status: object) -> int | None:
     """The code of a WSGI status such as `404 Not Found`; None when there is none, or no valid one."""
     if not isinstance(status, str) or not status[:3].isdecimal() or status[3:4] not in ("", " "):
         return None
@@ -33,13 +33,13 @@ def status_of(status: str | None) -> int | None:
     return code if 100 <= code <= 599 else None
 
 
-def scheme_of(scheme: str) -> str:
-    return scheme if scheme in _SCHEMES else OTHER
+def scheme_of(scheme: object) -> str:
+    return scheme if isinstance(scheme, str) and scheme in _SCHEMES else OTHER
 
 
-def version_of(protocol: str | None) -> str | None:
+def version_of(protocol: object) -> str | None:
     """`1.1` for `HTTP/1.1`; None for what is not known."""
-    return _VERSIONS.get(protocol) if protocol is not None else None
+    return _VERSIONS.get(protocol) if isinstance(protocol, str) else None
 
 
 def route_of(route: object) -> str | None:

@@ -14,17 +14,19 @@ from random import Random
 from paste_agent.recorder.layout import KEPT_FAILED, KEPT_PARENT, KEPT_RANDOM, KEPT_SLOW
 
 _NEVER = 1 << 62
+#: What is kept between two ticks of the reporter is memory of the worker.
+_BURST = 60
 
 
 class TokenBucket:
-    """Lets through `per_minute`, and as many at once; never waits.
+    """Lets through `per_minute`, and a minute's worth but no more than _BURST at once; never waits.
 
     Tokens are the items of a list: `list.pop` is one step for the interpreter, so no lock is needed.
     """
 
     def __init__(self, per_minute: float) -> None:
         self._per_minute = per_minute
-        self._capacity = math.ceil(per_minute)
+        self._capacity = min(math.ceil(per_minute), _BURST)
         self._owed = 0.0
         self._tokens = [None] * self._capacity
 

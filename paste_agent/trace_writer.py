@@ -7,10 +7,8 @@ import time
 from collections import deque
 
 from paste_agent import detail, kept, native
-from paste_agent.aggregate import Apdex, Folder
 from paste_agent.kept import TraceRow
 from paste_agent.log import Warnings
-from paste_agent.recorder.reader import Reader
 from paste_agent.recorder.writer import Recorder
 from paste_agent.settings import Settings
 from paste_agent.transaction import KeptTransaction
@@ -28,8 +26,6 @@ class TraceWriter:
         self._recorder = recorder
         self._directory = directory
         self._warn = warn
-        reader = Reader(recorder.id, recorder.read, recorder.write, -1)
-        self._folder = Folder(reader, Apdex(settings.apdex_t_s))
         self._files: deque[str] = deque()
         self._written = 0
         self.waiting: deque[TraceRow] = deque(maxlen=1024)
@@ -65,5 +61,5 @@ class TraceWriter:
             self._warn("kept traces", "the store takes no traces; the oldest go, metrics are not lost")
 
     def _row(self, transaction: KeptTransaction, offset_ns: int) -> TraceRow:
-        attributes = self._folder.key_of(transaction.series)[1]
+        attributes = self._recorder.server_attributes(transaction.series)
         return detail.trace_row(transaction, attributes, offset_ns, self._settings.record_query)

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -36,14 +37,27 @@ MS = 1_000_000
 S = 1_000_000_000
 
 
+class KeepAll(Sampler):
+    """Keeps every transaction as a trace, as if chance had picked it."""
+
+    def __init__(self, **keys: Any) -> None:
+        super().__init__(**keys)
+        self.next_random = 0
+
+    def take_failed(self) -> bool:
+        return True
+
+    def decide(self, number: int, duration_ns: int, *, failed: bool, parent_sampled: bool) -> int:
+        return layout.KEPT_RANDOM | (layout.KEPT_FAILED if failed else 0)
+
+
 def open_recorder(
     directory: Path | None,
     *,
     records: int = 1024,
     slots: int = 16,
     max_series: int = 2000,
-    random: float = 0,
-    slow_s: float = 2.0,
+    keep_all: bool = False,
     service: str = "shop",
 ) -> Recorder:
     """A recorder as `lifecycle.Agent` opens it. A fault of the agent fails the test that causes it."""
@@ -57,7 +71,9 @@ def open_recorder(
         records=records,
         slots=slots,
         max_series=max_series,
-        sampler=Sampler(slow_ns=round(slow_s * S), parent=600, random=random, slow=600, failed=600, seed=1),
+        sampler=(KeepAll if keep_all else Sampler)(
+            slow_ns=2 * S, parent=60, random=0, slow=60, failed=60, seed=1
+        ),
         on_fault=on_fault,
     )
 
@@ -215,18 +231,53 @@ def run_script(script: str, *arguments: object, expect: int = 0, timeout_s: floa
     return done.stdout
 
 
-def start_script(script: str, *arguments: object) -> subprocess.Popen[str]:
-    """The same, not waited for."""
-    return subprocess.Popen(
-        [sys.executable, "-c", script, *map(str, arguments)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment(),
-    )
+class Script:
+    """Python code that runs in a process of its own and is talked to by lines; killed at the end if it still runs."""
+
+    def __init__(self, script: str, *arguments: object) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", script, *map(str, arguments)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment(),
+        )
+
+    def __enter__(self) -> Script:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.kill()
+        for pipe in (self.process.stdin, self.process.stdout, self.process.stderr):
+            assert pipe is not None
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close()
+
+    def say(self, line: object = "") -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{line}\n")
+        self.process.stdin.flush()
+
+    def hear(self) -> str:
+        """The next line that it prints; fails with what it complained of when there is none."""
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line, self.end()
+        return line.rstrip("\n")
+
+    def end(self, timeout_s: float = 60.0) -> tuple[str, str]:
+        """Close its input and wait until it ends; what it printed meanwhile, and what it complained of."""
+        return self.process.communicate(timeout=timeout_s)
+
+    def kill(self) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGKILL)
+            self.process.wait(30)
 
 
-def kill(process: subprocess.Popen[str]) -> None:
-    process.send_signal(signal.SIGKILL)
-    process.wait(30)
+@contextmanager
+def scripts(count: int, script: str, *arguments: object) -> Iterator[list[Script]]:
+    """So many processes of the same script; each gets its number, from 0, as a further argument."""
+    with contextlib.ExitStack() as stack:
+        yield [stack.enter_context(Script(script, *arguments, place)) for place in range(count)]

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
@@ -51,6 +51,20 @@ class Span(click.ParamType):  # type: ignore[type-arg]  # generic in the newest 
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead, with every route.")
 def command(path: str, since: float | None, service: str | None, limit: int, as_json: bool) -> None:
     """Print requests, errors, latency and Apdex by route, the slowest and failed transactions, and the workers."""
+    summary, series, seconds = _read(path, service, since)
+    if as_json:
+        click.echo(json.dumps(summary, indent=2))
+        return
+    Console(highlight=False).print(_page(summary, series, seconds, limit))
+
+
+def page_of(path: str) -> Group:
+    """What the command prints for a service: docs/generate.py makes its picture of it."""
+    return _page(*_read(path, None, None), limit=15)
+
+
+def _read(path: str, service: str | None, since: float | None) -> tuple[dict[str, Any], list[SeriesTotal], float]:
+    """The summary of a store, the series of its requests, and how many seconds they span."""
     target = target_of(path, service)
     _catch_up(target)
     store = Store(target.store, read_only=True)
@@ -61,11 +75,7 @@ def command(path: str, since: float | None, service: str | None, limit: int, as_
         series = [found for found in store.totals_between(start_s, end_s) if found.metric == REQUEST_DURATION]
     finally:
         store.close()
-    if as_json:
-        click.echo(json.dumps(summary, indent=2))
-        return
-    console = Console(highlight=False)
-    console.print(_page(summary, series, end_s - start_s, limit))
+    return summary, series, end_s - start_s
 
 
 def _catch_up(target: Target) -> None:
@@ -140,7 +150,7 @@ def _routes(series: Sequence[SeriesTotal], limit: int) -> Table:
     totals: dict[str, Total] = {}
     errors: dict[str, int] = {}
     for found in series:
-        name = "(more)" if found.attributes.get("otel.metric.overflow") else trace_name(found.attributes)
+        name = _route_name(found.attributes)
         totals.setdefault(name, Total()).add(found.total)
         if "error.type" in found.attributes:
             errors[name] = errors.get(name, 0) + found.total.count
@@ -167,6 +177,13 @@ def _routes(series: Sequence[SeriesTotal], limit: int) -> Table:
     if len(ranked) > limit:
         table.caption = f"{len(ranked) - limit} more; --limit {len(ranked)} lists all"
     return table
+
+
+def _route_name(attributes: Mapping[str, object]) -> str:
+    if attributes.get("otel.metric.overflow"):
+        return "(all others)"
+    name = trace_name(attributes)
+    return name if "http.route" in attributes else f"{name} (no route)"
 
 
 def _traces(title: str, traces: Sequence[dict[str, Any]]) -> Table:

@@ -54,8 +54,9 @@ record:
 
 from __future__ import annotations
 
+import re
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 MAGIC = b"pasteagt"
 VERSION = 1
@@ -79,6 +80,7 @@ SERIES_HEAD = struct.Struct("<IHH")
 SERIES_ROOM = SERIES_SIZE - SERIES_HEAD.size
 _LENGTH = struct.Struct("<H")
 _NO_VALUE = 0xFFFF
+_STATUS = re.compile(r"[1-5][0-9]{2}")
 
 RECORD_SIZE = 64
 RECORD_IDS = struct.Struct("<16s8s8s")
@@ -104,6 +106,7 @@ SERVER_FIELDS = (
 )
 #: Added to a kind: the one series that holds what came after the bound; it has no fields.
 KIND_OVERFLOW = 0x8000
+OVERFLOW_ATTRIBUTE = "otel.metric.overflow"  #: true on that series, its only attribute
 
 KEPT_PARENT, KEPT_RANDOM, KEPT_SLOW, KEPT_FAILED = 1, 2, 4, 8
 WHY_KEPT = {KEPT_PARENT: "parent", KEPT_RANDOM: "random", KEPT_SLOW: "slow", KEPT_FAILED: "failed"}
@@ -177,3 +180,13 @@ def decode_fields(payload: bytes) -> list[str | None]:
         fields.append(payload[at : at + length].decode("utf-8", "ignore"))
         at += length
     return fields
+
+
+def attributes_of(names: Sequence[str], fields: Iterable[str | None]) -> dict[str, str | int]:
+    """Fields of a series under the names that go on the wire; those without a value left out, the status a number."""
+    attributes: dict[str, str | int] = {}
+    for name, value in zip(names, fields, strict=False):
+        if value is not None:
+            is_code = name == "http.response.status_code" and _STATUS.fullmatch(value)
+            attributes[name] = int(value) if is_code else value
+    return attributes

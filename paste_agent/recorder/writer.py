@@ -40,6 +40,7 @@ class Recorder:
 
     __slots__ = (
         "_by_fields",
+        "_by_number",
         "_entries",
         "_ids",
         "_kinds",
@@ -112,6 +113,7 @@ class Recorder:
         self.kept: deque[KeptTransaction] = deque(maxlen=MAX_KEPT)
         self.series: dict[ServerKey, int] = {}
         self._by_fields: dict[tuple[int, tuple[str | None, ...]], int] = {}
+        self._by_number: dict[int, tuple[int, tuple[str | None, ...]]] = {}
         self._kinds: dict[int, int] = {}
         self._entries = count().__next__
         self._next_dropped = count(1).__next__
@@ -194,6 +196,7 @@ class Recorder:
         self.buffer[end : end + len(payload)] = payload
         layout.SERIES_HEAD.pack_into(self.buffer, at, 0, kind, len(payload))
         _NUMBER.pack_into(self.buffer, at, number + 1)  # last: now it counts
+        self._by_number[number] = kind, fields
         self._by_fields[kind, fields] = number
         return number
 
@@ -210,6 +213,13 @@ class Recorder:
 
     def word(self, index: int) -> int:
         return self.longs[layout.WORDS_AT // 8 + index]
+
+    def server_attributes(self, number: int) -> dict[str, str | int]:
+        """What a series of requests stands for, under the names that go on the wire."""
+        kind, fields = self._by_number[number]
+        if kind & KIND_OVERFLOW:
+            return {layout.OVERFLOW_ATTRIBUTE: True}
+        return layout.attributes_of(layout.SERVER_FIELDS, fields)
 
     def set_word(self, index: int, value: int) -> None:
         self.longs[layout.WORDS_AT // 8 + index] = value

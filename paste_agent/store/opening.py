@@ -7,12 +7,17 @@ import socket
 import sqlite3
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
+from paste_agent import native
 from paste_agent.errors import StoreError
+from paste_agent.recorder import lock
 from paste_agent.runtime_dir import STORE
 from paste_agent.settings import IN_MEMORY, Settings
 from paste_agent.store.store import MEMORY, Store
+
+_PATIENCE_S = 5.0
 
 
 def open_store(settings: Settings, directory: str | None, warn: Callable[[str, str], None]) -> Store:
@@ -36,22 +41,61 @@ def _open_or_set_aside(path: str, warn: Callable[[str, str], None]) -> Store:
     try:
         return Store(path)
     except StoreError as error:
-        cause = error.__cause__
-        if not isinstance(cause, sqlite3.DatabaseError) or isinstance(cause, sqlite3.OperationalError):
+        if error.__cause__ is None:  # readable, but not for us
             raise
-        aside = f"{path}.corrupt-{time.strftime('%Y%m%dT%H%M%S')}"
+    # One process at a time: another may be setting it aside just now, and what is there then is its new store.
+    with _one_at_a_time(os.path.dirname(os.path.abspath(path))):
         try:
-            for suffix in ("", "-wal", "-shm"):
-                if os.path.exists(path + suffix):
-                    os.rename(path + suffix, aside + suffix)
-        except OSError as failure:
-            raise StoreError(f"{path}: corrupt, and cannot be set aside: {failure.strerror}") from None
-        warn("corrupt store", f"{error}; set aside as {aside}, starting a new one")
+            return Store(path)
+        except StoreError as error:
+            if not _is_corrupt(error):
+                raise
+            _set_aside(path, error, warn)
         return Store(path)
+
+
+def _is_corrupt(error: StoreError) -> bool:
+    cause = error.__cause__
+    return isinstance(cause, sqlite3.DatabaseError) and not isinstance(cause, sqlite3.OperationalError)
+
+
+def _set_aside(path: str, error: StoreError, warn: Callable[[str, str], None]) -> None:
+    aside = f"{path}.corrupt-{time.strftime('%Y%m%dT%H%M%S')}"
+    while os.path.lexists(aside):
+        aside += "x"  # nothing is written over
+    try:
+        # The database last: once it is gone, another process may make a new one, with files of its own beside it.
+        for suffix in ("-wal", "-shm", ""):
+            if os.path.exists(path + suffix):
+                os.rename(path + suffix, aside + suffix)
+    except OSError as failure:
+        raise StoreError(f"{path}: corrupt, and cannot be set aside: {failure.strerror}") from None
+    warn("corrupt store", f"{error}; set aside as {aside}, starting a new one")
+
+
+@contextmanager
+def _one_at_a_time(directory: str) -> Iterator[None]:
+    """Hold the lock of a directory; whoever else does renames a file and makes another one, so the wait is short."""
+    if not lock.AVAILABLE:
+        yield
+        return
+    try:
+        descriptor = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:  # whatever is wrong with it, the store in it will say so again
+        yield
+        return
+    try:
+        deadline = time.monotonic() + _PATIENCE_S
+        while not lock.try_lock(descriptor) and time.monotonic() < deadline:
+            native.sleep(0.01)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def name_instance(settings: Settings, store: Store) -> None:
     """`service.instance.id`: the same for the service on this host even when the store had to be begun anew."""
     same = f"{socket.gethostname()}/{settings.service_name}/{settings.store}"
     shared = not store.path.startswith(MEMORY)
+    store.set_meta("service.name", settings.service_name)
     store.instance_id(str(uuid.uuid5(uuid.NAMESPACE_URL, same) if shared else uuid.uuid4()))

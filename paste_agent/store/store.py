@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
+from paste_agent import native
 from paste_agent.aggregate import OVERFLOW, SLOT_S, Delta, SeriesKey, Total
 from paste_agent.errors import StoreError
 from paste_agent.kept import TraceRow
@@ -80,7 +81,7 @@ class Store:
         try:
             schema.refuse_foreign(self._db, path, may_be_empty=not read_only)
             if not read_only:
-                self._db.execute("PRAGMA journal_mode = WAL")
+                _use_wal(self._db)
                 # A crash of the machine may lose the last commits; a crash of a process loses none.
                 self._db.execute("PRAGMA synchronous = NORMAL")
                 schema.prepare(self._db)
@@ -253,6 +254,19 @@ def _connect(path: str, read_only: bool) -> sqlite3.Connection:
     return connection
 
 
+def _use_wal(connection: sqlite3.Connection) -> None:
+    """Turn to WAL mode. For this one SQLite does not wait by itself while another process makes the same store."""
+    deadline = time.monotonic() + _BUSY_TIMEOUT_S
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() >= deadline:
+                raise
+        native.sleep(0.01)
+
+
 # -- rows ----------------------------------------------------------------------------------------------------------
 
 
@@ -293,7 +307,14 @@ def add_total(db: sqlite3.Connection, table: str, key: Mapping[str, int], total:
     found = db.execute(f"SELECT {_COLUMNS} FROM {table} WHERE {where}", values).fetchone()
     merged = total_of(found) if found else Total()
     merged.add(total)
-    numbers = (merged.count, merged.sum_ns, merged.max_ns, merged.satisfied, merged.tolerating, merged.frustrated)
+    numbers: tuple[int, ...] = (
+        merged.count,
+        merged.sum_ns,
+        merged.max_ns,
+        merged.satisfied,
+        merged.tolerating,
+        merged.frustrated,
+    )
     # A forged recorder may claim more time than SQLite's integers hold: centuries.
     numbers = tuple(min(number, _MAX_INTEGER) for number in numbers)
     db.execute(

@@ -8,6 +8,7 @@ from typing import Any
 
 from paste_agent.aggregate import REQUEST_DURATION, Total
 from paste_agent.kept import TraceRow
+from paste_agent.metrics import RECORDS_DROPPED
 from paste_agent.recorder.layout import W_MEMORY_BYTES, WHY_KEPT
 from paste_agent.store.store import RUNNING, RecorderRow, SeriesTotal, Store
 
@@ -24,7 +25,7 @@ def summarize(store: Store, service: str, start_s: float, end_s: float) -> dict[
     series = [found for found in store.totals_between(start_s, end_s) if found.metric == REQUEST_DURATION]
     slowest = store.traces(start_s, end_s, "slowest", False, TRACES)
     failed = store.traces(start_s, end_s, "newest", True, TRACES)
-    dropped = sum(value for (name, _), value in store.counters().items() if name == "paste_agent.records.dropped")
+    dropped = sum(value for (name, _), value in store.counters().items() if name == RECORDS_DROPPED)
     return {
         "service": service,
         "instance": store.meta("service.instance.id"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import io
 import itertools
+import json
 import logging
 import sys
 import threading
@@ -88,7 +89,7 @@ class Measured:
         found: Counter[Key] = Counter()
         for ((metric, attributes), _), total in self.delta().totals.items():
             if metric == REQUEST_DURATION:
-                found[_key_of(settings_json(attributes))] += total.count
+                found[_key_of(_attributes(attributes))] += total.count
         return dict(found)
 
     def only(self) -> Key:
@@ -106,7 +107,8 @@ class Measured:
         store = Store(self.settings.store, read_only=True)
         try:
             rows = store.traces(0, 1e12, "newest", False, 1000)
-            return [str(row.detail["exception"]) for row in rows if row.detail and "exception" in row.detail]
+            found: Any = [row.detail["exception"] for row in rows if row.detail and "exception" in row.detail]
+            return [each["stacktrace"] for each in found]
         finally:
             store.close()
 
@@ -124,9 +126,7 @@ class Measured:
             store.close()
 
 
-def settings_json(text: str) -> dict[str, Any]:
-    import json
-
+def _attributes(text: str) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(text)
     return found
 
@@ -862,7 +862,8 @@ def test_time_in_the_queue(service: Measured, name: str, scale: float, form: str
         (lambda: "t=", []),
         (lambda: "yesterday", []),
         (lambda: "1" * 8000, [0]),
-        (lambda: "1.0", [(0xFFFFFFFE * 1000)]),
+        (lambda: "5", []),
+        (lambda: "1e8", [0xFFFFFFFE * 1000]),
         (lambda: 1.5, []),
     ],
 )
@@ -1034,7 +1035,7 @@ def test_a_full_ring_counts_its_loss(measure: Callable[..., Measured]) -> None:
     service.agent.serving = recorder
     for _ in range(2000):
         serve(app)
-    assert recorder.last + 1 == tail + 1024 - 256
+    assert 1024 - 256 <= recorder.last + 1 - tail <= 1024
     assert recorder.word(layout.W_DROPPED) == 2001 - (recorder.last + 1)
     service.agent.serving = None
 

@@ -125,7 +125,7 @@ def drain_beside_a_good_one(make: Callable[[Path], object]) -> None:
 def good() -> bytes:
     """The bytes of a real recorder that has everything in it."""
     with tempfile.TemporaryDirectory(prefix="good-") as name:
-        opened = open_recorder(Path(name), records=512, slots=4, random=1e6)
+        opened = open_recorder(Path(name), records=512, slots=4, keep_all=True)
         for place in range(40):
             serve(opened, f"/{place}", route=f"/{place % 7}", status="500 No" if place % 5 == 0 else "200 OK")
         data: list[bytes] = []

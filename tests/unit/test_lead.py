@@ -1,0 +1,794 @@
+"""The lead: every recorder of the service, alive or dead, is counted exactly once, whatever kills whom and when."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from paste_agent import kept
+from paste_agent.lead import Lead, _busy, _Tracked
+from paste_agent.metrics import Reading
+from paste_agent.recorder import layout
+from paste_agent.recorder.writer import Recorder
+from paste_agent.store.store import ENDED, LOST, RUNNING, RecorderRow, Store
+from paste_agent.trace_writer import TraceWriter
+from tests.recorders import (
+    S,
+    KeepAll,
+    Script,
+    count_of,
+    die,
+    leading,
+    leave,
+    open_recorder,
+    reader_of,
+    recorders_in,
+    requests_of,
+    run_script,
+    serve,
+    series_of,
+    settings_of,
+    warnings,
+)
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    return tmp_path
+
+
+@pytest.fixture
+def recorder(directory: Path) -> Iterator[Recorder]:
+    opened = open_recorder(directory)
+    yield opened
+    die(opened)
+
+
+def serving(directory: Path, **keys: Any) -> Recorder:
+    opened = open_recorder(directory, **keys)
+    opened.set_word(layout.W_SERVING, 1)
+    return opened
+
+
+def reading(lead: Lead, metric: str, **attributes: object) -> list[float]:
+    return [
+        found.value
+        for found in lead.readings
+        if found.metric == metric and attributes.items() <= dict(found.attributes).items()
+    ]
+
+
+def workers(lead: Lead) -> dict[str, int]:
+    return {row.id: row.worker for row in lead.store.recorders()}
+
+
+# -- alive, dead, closed -------------------------------------------------------------------------------------------
+
+
+def test_a_living_process_is_drained_but_for_what_is_young(recorder: Recorder, directory: Path) -> None:
+    series = series_of(recorder)
+    for _ in range(3):
+        leave(recorder, series, end_ns=time.perf_counter_ns() - S)
+    leave(recorder, series, end_ns=time.perf_counter_ns() + 5 * S)  # young for as long as this test takes
+    leave(recorder, series, end_ns=time.perf_counter_ns() - S)  # ready, but behind it
+    with leading(directory) as lead:
+        assert lead.drain() == 3
+        assert lead.drain() == 0
+        assert count_of(lead.store) == 3
+        assert recorder.word(layout.W_TAIL) == 3
+        (row,) = lead.store.recorders()
+        assert (row.position, row.requests, row.state, row.pid) == (3, 3, RUNNING, os.getpid())
+    assert recorders_in(directory) != []
+
+
+def test_what_was_young_is_counted_later(recorder: Recorder, directory: Path) -> None:
+    with leading(directory) as lead:
+        serve(recorder, route="/a")
+        drained = lead.drain()
+        deadline = time.monotonic() + 30
+        while drained == 0 and time.monotonic() < deadline:
+            drained = lead.drain()
+        assert drained == 1
+        assert requests_of(lead.store) == {("GET", "/a", 200): 1}
+
+
+@pytest.mark.parametrize("closed", [True, False])
+def test_a_process_that_is_gone_is_drained_completely_and_its_file_removed(directory: Path, closed: bool) -> None:
+    opened = serving(directory)
+    for _ in range(5):
+        serve(opened, route="/a")  # young, all of them
+    if closed:
+        opened.mark_closed()
+    else:
+        die(opened)
+    with leading(directory) as lead:
+        assert lead.drain() == 5
+        assert recorders_in(directory) == []
+        (row,) = lead.store.recorders()
+        assert (row.state, row.requests, row.in_flight) == (ENDED if closed else LOST, 5, 0)
+        assert lead.drain() == 0
+        assert count_of(lead.store) == 5
+    die(opened)
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from tests.recorders import open_recorder, serve
+recorder = open_recorder(Path(sys.argv[1]), keep_all=True)
+for place in range(700):
+    serve(recorder, '/%d' % place, route='/r%d' % (place % 3), status='500 No' if place % 7 == 0 else '200 OK')
+    print(place, flush=True)
+serve(recorder, '/last', meanwhile=lambda: os.kill(os.getpid(), signal.SIGKILL))
+"""
+
+
+def test_a_process_that_was_killed_is_counted_to_the_last_acknowledged_request(directory: Path) -> None:
+    acknowledged = len(run_script(KILLED, directory, expect=-9).split())
+    assert acknowledged == 700
+    with leading(directory) as lead:
+        lead.drain()
+        expected: dict[tuple[str, str, int], int] = {}
+        for place in range(700):
+            key = ("GET", f"/r{place % 3}", 500 if place % 7 == 0 else 200)
+            expected[key] = expected.get(key, 0) + 1
+        assert requests_of(lead.store) == expected
+        assert recorders_in(directory) == []
+
+
+def test_kept_traces_of_a_killed_process_are_rebuilt_from_its_records(directory: Path) -> None:
+    run_script(KILLED, directory, expect=-9)
+    with leading(directory) as lead:
+        lead.drain()
+        rows = lead.store.traces(0, 1e12, "newest", False, 1000)
+        assert len({row.span_id for row in rows}) == len(rows) > 600
+        assert all(row.detail is None for row in rows)
+        assert all(row.duration_ns > 0 and row.why for row in rows)
+        assert all(abs(row.started_at_ns - time.time_ns()) < 3600 * S for row in rows)
+        failed = [row for row in rows if row.failed]
+        assert {row.attributes["http.response.status_code"] for row in failed} == {500}
+        assert len(failed) == 100
+
+
+def test_memory_that_has_no_file_is_drained_too(directory: Path) -> None:
+    own = open_recorder(None)
+    with leading(directory, own) as lead:
+        leave(own, series_of(own))
+        assert lead.drain() == 1
+        own.mark_closed()
+        serve(own)
+        assert lead.drain() == 1
+        assert lead.drain() == 0
+        assert count_of(lead.store) == 2
+    die(own)
+
+
+def test_many_recorders_are_all_counted(directory: Path) -> None:
+    opened = [serving(directory) for _ in range(20)]
+    for place, one in enumerate(opened):
+        for _ in range(place):
+            leave(one, series_of(one, f"/{place}"))
+    with leading(directory) as lead:
+        assert lead.drain() == sum(range(20))
+        assert requests_of(lead.store) == {("GET", f"/{place}", 200): place for place in range(1, 20)}
+        assert reading(lead, "paste_agent.worker.count") == [20]
+    for one in opened:
+        die(one)
+
+
+def test_a_ring_that_goes_round_while_it_is_drained_is_counted_exactly(recorder: Recorder, directory: Path) -> None:
+    series = series_of(recorder)
+    taken = 0
+    with leading(directory) as lead:
+        for _ in range(12):
+            while recorder.last < recorder.limit or recorder.has_room():
+                leave(recorder, series)
+                taken += 1
+            lead.drain()
+        assert taken > 5 * 1024
+        assert count_of(lead.store) == taken
+        (row,) = lead.store.recorders()
+        assert row.requests == row.position == taken
+        assert lead.next_drain_s < 1.0  # a busy ring is looked at more often
+
+
+def test_a_full_rings_loss_is_counted_once(recorder: Recorder, directory: Path) -> None:
+    for _ in range(1500):
+        serve(recorder)
+    lost = recorder.word(layout.W_DROPPED)
+    assert lost > 0
+    for _ in range(2):
+        with leading(directory) as lead:
+            lead.drain()
+            lead.drain()
+            assert lead.store.counters() == {("paste_agent.records.dropped", '{"reason": "ring_full"}'): lost}
+
+
+# -- worker numbers and counters -----------------------------------------------------------------------------------
+
+
+def test_worker_numbers_are_small_and_used_again(directory: Path) -> None:
+    with leading(directory) as lead:
+        first, second, third = (serving(directory) for _ in range(3))
+        lead.drain()
+        assert sorted(workers(lead).values()) == [1, 2, 3]
+        freed = workers(lead)[second.id]
+        die(second)
+        lead.drain()
+        fourth = serving(directory)
+        lead.drain()
+        assert workers(lead)[fourth.id] == freed
+        fifth = serving(directory)
+        lead.drain()
+        assert workers(lead)[fifth.id] == 4
+        assert len({workers(lead)[one.id] for one in (first, third, fourth, fifth)}) == 4
+        for one in (first, third, fourth, fifth):
+            die(one)
+
+
+def test_many_generations_need_no_more_numbers_than_there_are_workers(directory: Path) -> None:
+    with leading(directory) as lead:
+        alive = [serving(directory) for _ in range(4)]
+        for generation in range(10):
+            lead.drain()
+            assert {workers(lead)[one.id] for one in alive} <= set(range(1, 10))
+            for one in alive:
+                die(one)
+            lead.drain()
+            alive = [serving(directory) for _ in range(4)]
+        lead.drain()
+        assert {workers(lead)[one.id] for one in alive} == {1, 2, 3, 4}
+        for one in alive:
+            die(one)
+
+
+def test_a_process_that_does_not_serve_has_no_number(recorder: Recorder, directory: Path) -> None:
+    recorder.set_word(layout.W_CPU_USER_NS, 5 * S)
+    with leading(directory) as lead:
+        lead.drain()
+        assert workers(lead) == {recorder.id: 0}
+        assert reading(lead, "paste_agent.worker.count") == [0]
+        assert lead.store.counters() == {}
+        recorder.set_word(layout.W_SERVING, 1)
+        lead.drain()
+        assert workers(lead) == {recorder.id: 1}
+
+
+def test_cpu_and_collections_never_go_back_when_a_number_is_used_again(directory: Path) -> None:
+    seen: list[dict[str, int]] = []
+    with leading(directory) as lead:
+        for generation in range(1, 5):
+            opened = serving(directory)
+            for step in range(1, 4):
+                opened.set_words(layout.W_CPU_USER_NS, [step * S, step * 2 * S])
+                opened.set_words(layout.W_GC_COLLECTIONS, [step * 30, step * 3, step])
+                lead.drain()
+                seen.append({f"{name} {attributes}": value for (name, attributes), value in lead.store.counters().items()})
+            die(opened)
+            lead.drain()
+            assert workers(lead)[opened.id] == 1
+            number = '"paste_agent.worker.number": 1'
+            counters = {(name, attributes): value for (name, attributes), value in lead.store.counters().items()}
+            assert counters["process.cpu.time", f'{{"cpu.mode": "user", {number}}}'] == generation * 3 * S
+            assert counters["process.cpu.time", f'{{"cpu.mode": "system", {number}}}'] == generation * 6 * S
+            assert counters["cpython.gc.collections", f'{{"cpython.gc.generation": 0, {number}}}'] == generation * 90
+    for before, after in zip(seen, seen[1:], strict=False):
+        assert all(after[name] >= value for name, value in before.items())
+
+
+def test_a_lead_that_comes_later_counts_only_what_has_grown(directory: Path) -> None:
+    opened = serving(directory)
+    for turn in range(1, 4):
+        opened.set_word(layout.W_CPU_USER_NS, turn * S)
+        opened.set_word(layout.W_INTERNAL_ERRORS, turn)
+        with leading(directory) as lead:
+            lead.drain()
+            lead.drain()
+            counters = lead.store.counters()
+            assert [value for (name, _), value in counters.items() if name == "process.cpu.time"] == [turn * S]
+            assert counters["paste_agent.internal.errors", "{}"] == turn
+            assert workers(lead) == {opened.id: 1}
+    die(opened)
+
+
+# -- readings ------------------------------------------------------------------------------------------------------
+
+
+def in_flight(recorder: Recorder, start_ns: int, method: bytes = b"GET", scheme: int = 4) -> int:
+    at = recorder.pop_slot()
+    number = recorder.started()
+    layout.SLOT.pack_into(recorder.buffer, at, start_ns, number, 1, scheme, method, b"", b"/", number)
+    return at
+
+
+def test_requests_in_flight_are_read_out_by_method_and_scheme(directory: Path) -> None:
+    first, second = serving(directory), serving(directory)
+    now_ns = time.perf_counter_ns()
+    for method, scheme in ((b"GET", 4), (b"GET", 4), (b"POST", 5), (b"BREW", 6)):
+        in_flight(first, now_ns, method, scheme)
+    in_flight(second, now_ns)
+    with leading(directory) as lead:
+        lead.drain()
+        active = [found for found in lead.readings if found.metric == "http.server.active_requests"]
+        assert sorted(active, key=str) == sorted(
+            [
+                Reading("http.server.active_requests", {"http.request.method": method, "url.scheme": scheme}, count)
+                for method, scheme, count in (("GET", "http", 3), ("POST", "https", 1), ("_OTHER", "_OTHER", 1))
+            ],
+            key=str,
+        )
+        assert [row.in_flight for row in lead.store.recorders()] in ([4, 1], [1, 4])
+        die(first), die(second)
+        lead.drain()
+        lead.drain()
+        assert sum(reading(lead, "http.server.active_requests")) == 0
+
+
+@pytest.mark.parametrize(("requests", "concurrency", "busy"), [(0, 0, 0.0), (1, 1, 1.0), (2, 4, 0.5), (3, 1, 1.0)])
+def test_busy_is_the_share_of_the_time_that_requests_take(
+    directory: Path, requests: int, concurrency: int, busy: float
+) -> None:
+    opened = serving(directory)
+    opened.set_word(layout.W_CONCURRENCY, concurrency)
+    opened_ns = reader_opened_ns(opened)
+    for _ in range(requests):
+        in_flight(opened, opened_ns)  # busy from its first moment on: exactly as long as it lives
+    with leading(directory) as lead:
+        lead.drain()
+        lead.drain()
+        assert reading(lead, "paste_agent.worker.busy") == [busy]
+        (row,) = lead.store.recorders()
+        assert row.busy == busy
+    die(opened)
+
+
+def reader_opened_ns(recorder: Recorder) -> int:
+    with closing(reader_of(recorder)) as reader:
+        return reader.opened_ns
+
+
+def busy_of(recorder: Recorder, steps: list[tuple[int, int, list[int]]], position: int = 0) -> list[float]:
+    """steps: now, time served until now, starts of those in flight; in s after the recorder was opened."""
+    with closing(reader_of(recorder)) as reader:
+        row = RecorderRow(recorder.id, position, 1, 1, True, RUNNING, 0, 0, 0, 0, 0.25, [])
+        tracked = _Tracked(reader, None, row, True)  # type: ignore[arg-type]  # nothing is folded
+        found = []
+        for now_s, served_s, starts in steps:
+            serve(recorder, meanwhile=lambda starts=starts: None)
+            requests = [
+                request._replace(start_ns=reader.opened_ns + start * S)
+                for start in starts
+                for request in _one_request(recorder, reader)
+            ]
+            found.append(round(_busy(tracked, reader.opened_ns + now_s * S, served_s * S, requests, 1), 6))
+        return found
+
+
+def _one_request(recorder: Recorder, reader: Any) -> list[Any]:
+    seen: list[Any] = []
+    serve(recorder, meanwhile=lambda: seen.extend(reader.in_flight()))
+    return seen
+
+
+def test_busy_counts_a_request_the_same_before_and_after_its_end(recorder: Recorder) -> None:
+    # One from 2 s to 6 s, looked at in its middle and after its end; then idle.
+    assert busy_of(recorder, [(4, 0, [2]), (8, 4, []), (16, 4, [])]) == [0.5, 0.5, 0.25]
+
+
+def test_busy_looks_back_a_minute_and_no_further(recorder: Recorder) -> None:
+    steps = [(second, min(second, 60), []) for second in range(0, 181, 10)]  # busy for a minute, then idle
+    found = busy_of(recorder, steps)
+    assert found[1:7] == [1.0] * 6
+    assert found[9] == 0.5
+    assert found[12:] == [0.0] * 7
+
+
+def test_busy_of_a_recorder_that_another_lead_began_goes_on_from_what_it_knew(recorder: Recorder) -> None:
+    assert busy_of(recorder, [(100, 90, []), (110, 95, [])], position=7) == [0.25, 0.5]
+
+
+def test_gauges_are_those_of_the_living(directory: Path) -> None:
+    first, second = serving(directory), serving(directory)
+    first.set_words(layout.W_PROBED_AT, [1, 0, 0, 11_000, 22_000, 3, 4, 0, 0, 0])
+    with leading(directory) as lead:
+        lead.drain()
+        number = workers(lead)[first.id]
+        assert reading(lead, "process.memory.usage") == [11_000]  # the other one has not been probed yet
+        assert reading(lead, "process.thread.count", **{"paste_agent.worker.number": number}) == [3]
+        die(first)
+        lead.drain()
+        assert reading(lead, "process.memory.usage") == []
+        assert len(reading(lead, "paste_agent.worker.busy")) == 1
+        die(second)
+
+
+def test_others_serve_while_one_does(directory: Path) -> None:
+    first, second = serving(directory), serving(directory)
+    with leading(directory) as lead:
+        lead.drain()
+        assert lead.others_serve(first.id)
+        second.mark_closed()
+        lead.drain()
+        assert not lead.others_serve(first.id)
+        assert lead.others_serve(None)
+    die(first), die(second)
+
+
+# -- killed between any two steps ----------------------------------------------------------------------------------
+
+DIES = """
+import os, signal, sys
+from pathlib import Path
+from paste_agent.recorder.reader import Reader
+from paste_agent.store.store import Store
+from tests.recorders import leading
+
+directory, where = Path(sys.argv[1]), sys.argv[2]
+
+def die(*arguments):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def before(owner, name, nth=1):
+    real, calls = getattr(owner, name), []
+    def wrapped(*arguments, **more):
+        calls.append(name)
+        if len(calls) == nth:
+            die()
+        return real(*arguments, **more)
+    setattr(owner, name, wrapped)
+
+with leading(directory) as lead:
+    {
+        'add_traces': lambda: before(Store, 'add_traces'),
+        'commit': lambda: before(Store, 'commit_drain'),
+        'first tail': lambda: before(Reader, 'set_tail'),
+        'second tail': lambda: before(Reader, 'set_tail', 2),
+        'first unlink': lambda: before(os, 'unlink'),
+        'second unlink': lambda: before(os, 'unlink', 2),
+        'tidy': lambda: before(Store, 'totals'),
+    }[where]()
+    lead.drain()
+    lead.store.totals()
+"""
+
+
+@pytest.mark.parametrize(
+    "where", ["add_traces", "commit", "first tail", "second tail", "first unlink", "second unlink", "tidy"]
+)
+def test_a_lead_that_is_killed_anywhere_changes_nothing(directory: Path, where: str) -> None:
+    alive, dead, closed = serving(directory), serving(directory), serving(directory)
+    for one in (alive, dead, closed):
+        one.sampler = KeepAll(slow_ns=S, parent=0, random=0, slow=0, failed=0, seed=1)
+        one.set_word(layout.W_CPU_USER_NS, 7)
+        for place in range(11):
+            serve(one, route=f"/{place % 2}")
+        leave(one, series_of(one, "/old"))
+    die(dead)
+    closed.mark_closed()
+    # What the living one has just served counts as well, but later: it is young.
+    run_script(DIES, directory, where, expect=-9)
+    with leading(directory) as lead:
+        for _ in range(3):
+            lead.drain()
+        die(alive)
+        lead.drain()
+        lead.drain()
+        assert requests_of(lead.store) == {("GET", "/0", 200): 18, ("GET", "/1", 200): 15, ("GET", "/old", 200): 3}
+        assert sum(value for (name, _), value in lead.store.counters().items() if name == "process.cpu.time") == 21
+        rollups = sum(
+            found.total.count
+            for found in lead.store.totals_between(0, 1 << 40)
+            if found.metric == "http.server.request.duration"
+        )
+        assert rollups == 36
+        assert len(lead.store.traces(0, 1e12, "newest", False, 1000)) == 33
+        assert recorders_in(directory) == []
+        assert [row.requests for row in lead.store.recorders()] == [12, 12, 12]
+
+
+def test_killed_leads_again_and_again_count_exactly(directory: Path) -> None:
+    opened = serving(directory, records=4096)
+    series = series_of(opened)
+    left = 0
+    for where in ("commit", "first tail", "add_traces", "tidy", "first tail", "commit", "tidy"):
+        for _ in range(97):
+            leave(opened, series)
+            left += 1
+        if where == "add_traces":
+            leave(opened, series, why=layout.KEPT_SLOW)
+            left += 1
+        run_script(DIES, directory, where, expect=-9)
+    die(opened)
+    with leading(directory) as lead:
+        lead.drain()
+        assert count_of(lead.store) == left
+
+
+# -- two leads, and stores that refuse -----------------------------------------------------------------------------
+
+
+def test_two_leads_at_once_stay_exact(directory: Path) -> None:
+    """Somebody has removed the lease, and a second process took a new one."""
+    opened = serving(directory, records=16_384)
+    series = series_of(opened)
+    left = refused = 0
+    with leading(directory) as first, leading(directory) as second:
+        for turn in range(40):
+            for _ in range(13):
+                leave(opened, series)
+                left += 1
+            for lead in (first, second) if turn % 3 else (second, first, first):
+                try:
+                    lead.drain()
+                except sqlite3.IntegrityError:
+                    refused += 1
+            if turn % 10 == 9:  # one more recorder that both of them discover
+                other = serving(directory)
+                leave(other, series_of(other))
+                left += 1
+                die(other)
+        die(opened)
+        for lead in (first, second, first, second):
+            try:
+                lead.drain()
+            except sqlite3.IntegrityError:
+                refused += 1
+        assert refused > 0
+        assert count_of(first.store) == count_of(second.store) == left
+        assert recorders_in(directory) == []
+
+
+def test_a_store_that_another_connection_holds_loses_nothing(directory: Path) -> None:
+    opened = serving(directory)
+    series = series_of(opened)
+    with leading(directory) as lead, closing(Store(settings_of(directory).store)) as other:
+        with lead.store.transaction() as db:
+            db.execute("PRAGMA busy_timeout = 20")
+        leave(opened, series)
+        lead.drain()
+        with other.transaction():
+            for turn in range(4):
+                leave(opened, series, why=layout.KEPT_SLOW if turn == 2 else 0)
+                opened.set_word(layout.W_CPU_USER_NS, 10 * turn)
+                with pytest.raises(sqlite3.OperationalError, match="locked"):
+                    lead.drain()
+            assert opened.word(layout.W_TAIL) == 1
+            with pytest.raises(sqlite3.OperationalError, match="locked"):
+                lead.tidy()
+        assert lead.drain() == 4
+        assert count_of(lead.store) == 5
+        assert sum(value for (name, _), value in lead.store.counters().items() if name == "process.cpu.time") == 30
+    die(opened)
+
+
+def test_a_dead_recorder_stays_until_the_store_takes_it(directory: Path) -> None:
+    opened = serving(directory)
+    for _ in range(5):
+        serve(opened)
+    die(opened)
+    with leading(directory) as lead, closing(Store(settings_of(directory).store)) as other:
+        with lead.store.transaction() as db:
+            db.execute("PRAGMA busy_timeout = 20")
+        with other.transaction(), pytest.raises(sqlite3.OperationalError):
+            lead.drain()
+        assert len(recorders_in(directory)) == 1
+        assert lead.drain() == 5
+        assert recorders_in(directory) == []
+
+
+def test_rows_of_processes_whose_recorder_is_gone_are_settled_as_lost(directory: Path) -> None:
+    opened = serving(directory)
+    with leading(directory) as lead:
+        lead.drain()
+    os.unlink(directory / recorders_in(directory)[0])
+    with leading(directory) as lead:
+        assert [row.state for row in lead.store.recorders()] == [RUNNING]
+        lead.drain()
+        assert [row.state for row in lead.store.recorders()] == [LOST]
+        assert reading(lead, "paste_agent.worker.count") == [0]
+    die(opened)
+
+
+def test_rows_are_settled_even_when_the_store_refuses_at_first(directory: Path) -> None:
+    opened = serving(directory)
+    with leading(directory) as lead:
+        lead.drain()
+    os.unlink(directory / recorders_in(directory)[0])
+    with leading(directory) as lead, closing(Store(settings_of(directory).store)) as other:
+        with lead.store.transaction() as db:
+            db.execute("PRAGMA busy_timeout = 20")
+        with other.transaction(), pytest.raises(sqlite3.OperationalError):
+            lead.drain()
+        lead.drain()
+        assert [row.state for row in lead.store.recorders()] == [LOST]
+    die(opened)
+
+
+def test_a_file_that_cannot_be_removed_is_counted_once(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = serving(directory)
+    serve(opened)
+    die(opened)
+
+    def refuse(path: str) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    with leading(directory) as lead:
+        monkeypatch.setattr(os, "unlink", refuse)
+        for _ in range(4):
+            lead.drain()
+        monkeypatch.undo()
+        assert count_of(lead.store) == 1
+    with leading(directory) as lead:
+        lead.drain()
+        assert count_of(lead.store) == 1
+        assert recorders_in(directory) == []
+
+
+def test_a_recorder_removed_by_hand_is_read_to_its_end(directory: Path) -> None:
+    opened = serving(directory)
+    with leading(directory) as lead:
+        lead.drain()
+        os.unlink(directory / recorders_in(directory)[0])
+        serve(opened)
+        die(opened)
+        assert lead.drain() == 1
+        assert lead.drain() == 0
+
+
+# -- kept traces that processes leave as files ---------------------------------------------------------------------
+
+
+def keep(recorder: Recorder, directory: Path) -> TraceWriter:
+    writer = TraceWriter(settings_of(directory), recorder, str(directory), warnings())
+    writer.write()
+    return writer
+
+
+@pytest.mark.parametrize("first", ["record", "file"])
+def test_a_kept_trace_has_its_detail_whichever_comes_first(directory: Path, first: str) -> None:
+    opened = open_recorder(directory, keep_all=True)
+    serve(opened, "/items/1", route="/items/{id}", HTTP_USER_AGENT="test/1")
+    opened.mark_closed()
+    with leading(directory) as lead:
+        if first == "record":
+            lead.drain()
+            keep(opened, directory)
+        else:
+            keep(opened, directory)
+        lead.drain()
+        lead.drain()
+        (row,) = lead.store.traces(0, 1e12, "newest", False, 10)
+        assert row.detail is not None
+        attributes = row.detail["attributes"]
+        assert isinstance(attributes, dict)
+        assert attributes["url.path"] == "/items/1"
+        assert row.attributes["http.route"] == "/items/{id}"
+        assert [name for name in os.listdir(directory) if kept.SUFFIX in name] == []
+    die(opened)
+
+
+def test_kept_traces_wait_for_a_store_that_refuses(directory: Path) -> None:
+    opened = open_recorder(directory, keep_all=True)
+    serve(opened)
+    keep(opened, directory)
+    with leading(directory) as lead, closing(Store(settings_of(directory).store)) as other:
+        with lead.store.transaction() as db:
+            db.execute("PRAGMA busy_timeout = 20")
+        with other.transaction(), pytest.raises(sqlite3.OperationalError):
+            lead.drain()
+        assert len([name for name in os.listdir(directory) if name.endswith(kept.SUFFIX)]) == 1
+        lead.drain()
+        assert len(lead.store.traces(0, 1e12, "newest", False, 10)) == 1
+    die(opened)
+
+
+GOOD = {
+    "trace_id": "01" * 16, "span_id": "02" * 8, "parent_id": None, "started_at_ns": 5, "duration_ns": 5,
+    "failed": False, "why": 1, "attributes": {"a": 1}, "detail": {"attributes": {}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"",
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b"null",
+        b"[]",
+        b"{}",
+        b"1e999",
+        *(
+            json.dumps({**GOOD, **change}).encode()
+            for change in (
+                {"started_at_ns": float("inf")},
+                {"started_at_ns": float("nan")},
+                {"duration_ns": -1},
+                {"why": 1 << 70},
+                {"trace_id": "00"},
+                {"trace_id": "zz" * 16},
+                {"span_id": 7},
+                {"parent_id": "zz"},
+                {"attributes": [[1, 2], ["a", 3]]},
+                {"attributes": None},
+                {"detail": [["a", 1]]},
+                {"detail": None},
+            )
+        ),
+    ],
+)
+def test_lines_of_kept_files_that_are_no_rows_are_passed_over(directory: Path, line: bytes) -> None:
+    path = directory / f"x{kept.SUFFIX}"
+    path.write_bytes(line + b"\n" + json.dumps(GOOD).encode() + b"\n" + line)
+    with leading(directory) as lead:
+        lead.drain()
+        assert [row.trace_id for row in lead.store.traces(0, 1e12, "newest", False, 10)] == [b"\x01" * 16]
+        assert not path.exists()
+
+
+@pytest.mark.parametrize("make", ["directory", "fifo", "link", "dangling"])
+def test_kept_files_that_are_none_stop_nothing(directory: Path, make: str) -> None:
+    path = directory / f"x{kept.SUFFIX}"
+    if make == "directory":
+        path.mkdir()
+    elif make == "fifo":
+        os.mkfifo(path)
+    else:
+        path.symlink_to(directory / ("shop.sqlite" if make == "link" else "nowhere"))
+    opened = open_recorder(directory)
+    serve(opened)
+    die(opened)
+    with leading(directory) as lead:
+        lead.drain()
+        descriptors = len(os.listdir("/proc/self/fd"))
+        for _ in range(5):
+            lead.drain()
+        assert len(os.listdir("/proc/self/fd")) == descriptors
+        assert count_of(lead.store) == 1
+
+
+# -- across processes ----------------------------------------------------------------------------------------------
+
+WRITES = """
+import sys
+from pathlib import Path
+from tests.recorders import open_recorder, serve
+recorder = open_recorder(Path(sys.argv[1]), records=16384)
+recorder.set_word(1, 1)
+for line in sys.stdin:
+    for _ in range(int(line)):
+        serve(recorder, route='/a')
+    print('done', flush=True)
+recorder.mark_closed()
+"""
+
+
+def test_processes_that_write_while_others_drain_are_counted_exactly(directory: Path) -> None:
+    left = 0
+    with Script(WRITES, directory) as first, Script(WRITES, directory) as second, leading(directory) as lead:
+        for turn in range(10):
+            first.say(300)
+            second.say(200)
+            left += 500
+            lead.drain()
+            first.hear(), second.hear()
+            if turn == 6:
+                second.kill()
+                break
+        first.say(50)
+        first.hear()
+        left += 50
+        assert first.end() == ("", "")
+        lead.drain()
+        lead.drain()
+        assert requests_of(lead.store) == {("GET", "/a", 200): left}
+        assert recorders_in(directory) == []
+        assert {row.state for row in lead.store.recorders()} == {ENDED, LOST}

@@ -1,0 +1,487 @@
+"""Forks, threads and the end of a process: every request is counted once, by the process that served it.
+
+What forks is a process of its own, never the one that runs the tests.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from paste_agent.aggregate import REQUEST_DURATION
+from paste_agent.recorder import lock
+from paste_agent.recorder.reader import Reader
+from paste_agent.store.store import Store
+from tests.serving import wait_for
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+#: What every script begins with. `serve` sends a request through the filter; the route is what it is counted under.
+PRELUDE = """
+import glob, json, multiprocessing, os, signal, subprocess, sys, threading, time
+from wsgiref.util import setup_testing_defaults
+from paste_agent import lifecycle, settings
+from paste_agent.filter import AgentFilter
+from paste_agent.recorder.reader import Reader
+
+DIRECTORY = sys.argv[1]
+SETTINGS = settings.load(
+    {"service_name": "shop", "store": f"{DIRECTORY}/store.sqlite", "runtime_dir": f"{DIRECTORY}/run"}, {}, {}
+)
+AGENT = lifecycle.agent_of(SETTINGS)
+
+def fine(environ, start_response):
+    start_response("200 OK", [])
+    return [b"x"]
+
+def serve(route, times=1, application=fine):
+    for _ in range(times):
+        environ = {"paste_agent.route": route}
+        setup_testing_defaults(environ)
+        body = AgentFilter(application, AGENT)(environ, lambda status, headers, exc_info=None: None)
+        try:
+            list(body)
+        finally:
+            body.close()
+
+def recorders():
+    return glob.glob(f"{DIRECTORY}/run/*/*.recorder")
+
+def lead():
+    # Until the reporter has taken the lease and opened the store: a fork then inherits all that there is.
+    while not glob.glob(f"{DIRECTORY}/run/*/lease") or not os.path.exists(f"{DIRECTORY}/store.sqlite"):
+        time.sleep(0.01)
+
+def links(what="fd"):
+    found = []
+    for name in os.listdir(f"/proc/self/{what}"):
+        try:
+            found.append(os.readlink(f"/proc/self/{what}/{name}"))
+        except OSError:
+            pass
+    return [link for link in found if link.startswith(DIRECTORY)]
+
+def mapped():
+    with open("/proc/self/maps") as file:
+        return [line.split()[-1] for line in file if ".recorder" in line]
+
+def joined(pid):
+    _, status = os.waitpid(pid, 0)
+    return status
+
+def say(**what):
+    print(json.dumps(what), flush=True)
+"""
+
+
+def start(directory: Path, script: str) -> subprocess.Popen[str]:
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("PASTE_AGENT_", "OTEL_"))}
+    return subprocess.Popen(
+        [sys.executable, "-c", PRELUDE + script, str(directory)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**env, "PYTHONPATH": str(ROOT)},
+        start_new_session=True,
+    )
+
+
+def run(directory: Path, script: str) -> dict[str, Any]:
+    """Run a script to its end; returns what it said."""
+    process = start(directory, script)
+    with process:
+        try:
+            out, err = process.communicate(timeout=60)
+        finally:
+            end_group(process)
+    assert process.returncode == 0, out + err
+    assert "Traceback" not in err, err
+    assert "fault of the agent" not in err, err
+    said: dict[str, Any] = {}
+    for line in out.splitlines():
+        said.update(json.loads(line))
+    return said
+
+
+def end_group(process: subprocess.Popen[str]) -> None:
+    """Whatever the script has left behind, by the group that was made for it."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+
+
+def counts(directory: Path) -> dict[str, int]:
+    """Requests in the store by route."""
+    store = Store(str(directory / "store.sqlite"), read_only=True)
+    try:
+        found: Counter[str] = Counter()
+        for one in store.totals():
+            if one.metric == REQUEST_DURATION:
+                found[str(one.attributes.get("http.route"))] += one.total.count
+        assert store._db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        return dict(found)
+    finally:
+        store.close()
+
+
+FORK = """
+serve("/parent", 3)
+lead()
+parents = AGENT.serving
+pid = os.fork()
+if pid == 0:
+    say(unopened=AGENT.serving is None and AGENT._recorder is None, tasks=len(os.listdir("/proc/self/task")),
+        shared=links(), mapped=mapped())
+    serve("/child", 5)
+    say(own=AGENT.serving.id != parents.id, pid=str(AGENT.serving.id).startswith(f"{os.getpid()}-"),
+        files=len(recorders()), maps=len(set(mapped())),
+        parent_dead=Reader.of_file(parents.path).is_dead())
+    END
+status = joined(pid)
+serve("/parent", 2)
+say(status=status, same=AGENT.serving is parents, alive=not Reader.of_file(parents.path).is_dead())
+"""
+
+
+@pytest.mark.parametrize("end", ["os._exit(0)", "sys.exit(0)", "os.kill(os.getpid(), signal.SIGKILL)", "pass"])
+def test_a_forked_child_is_a_process_of_its_own(tmp_path: Path, end: str) -> None:
+    # `pass`: the child goes on with the parent's code, and finds nothing to wait for.
+    script = FORK.replace("END", end).replace("status = joined(pid)", "status = joined(pid) if pid else 0")
+    said = run(tmp_path, script)
+    assert said["unopened"]
+    assert said["tasks"] == 1
+    # SQLite's own are left open: closing them is what would let go of locks.
+    assert [link for link in said["shared"] if "store.sqlite" not in link] == []
+    assert said["mapped"] == []
+    assert said["own"]
+    assert said["pid"]
+    assert said["files"] == 2
+    assert said["maps"] == 1
+    assert not said["parent_dead"]
+    assert said["alive"]
+    if end != "pass":
+        assert said["same"]
+        assert counts(tmp_path) == {"/parent": 5, "/child": 5}
+    else:
+        assert counts(tmp_path) == {"/parent": 7, "/child": 5}
+    assert list((tmp_path / "run").glob("*/*.recorder")) == []
+
+
+def test_a_child_that_serves_nothing_leaves_nothing(tmp_path: Path) -> None:
+    said = run(
+        tmp_path,
+        """
+serve("/parent")
+lead()
+for end in (sys.exit, os._exit, exit):
+    pid = os.fork()
+    if pid == 0:
+        end(0)
+    joined(pid)
+say(files=len(recorders()))
+""",
+    )
+    assert said["files"] == 1
+    assert counts(tmp_path) == {"/parent": 1}
+
+
+def test_a_fork_before_anything_is_recorded(tmp_path: Path) -> None:
+    run(
+        tmp_path,
+        """
+pids = []
+for _ in range(3):
+    pids.append(os.fork())
+    if pids[-1] == 0:
+        serve("/child", 10)
+        sys.exit(0)
+for pid in pids:
+    joined(pid)
+serve("/parent", 10)
+""",
+    )
+    assert counts(tmp_path) == {"/child": 30, "/parent": 10}
+
+
+def test_children_of_children(tmp_path: Path) -> None:
+    run(
+        tmp_path,
+        """
+for generation in range(4):
+    serve(f"/{generation}", 7)
+    pid = os.fork()
+    if pid:
+        joined(pid)
+        sys.exit(0)
+serve("/last")
+""",
+    )
+    assert counts(tmp_path) == {"/0": 7, "/1": 7, "/2": 7, "/3": 7, "/last": 1}
+
+
+IN_FLIGHT = """
+def forks(environ, start_response):
+    start_response("200 OK", [])
+    global pid
+    pid = os.fork()
+    return [b"x"]
+
+def forks_while_it_streams(environ, start_response):
+    global pid
+    start_response("200 OK", [])
+    yield b"x"
+    pid = os.fork()
+    yield b"y"
+
+def forks_and_fails(environ, start_response):
+    global pid
+    pid = os.fork()
+    raise ValueError("after the fork")
+
+serve("/before")
+lead()
+try:
+    serve("/forks", 1, APPLICATION)
+except ValueError:
+    pass
+if pid == 0:
+    serve("/child", 2)
+    sys.exit(0)
+joined(pid)
+say(in_flight=len(Reader(AGENT.serving.id, AGENT.serving.read, AGENT.serving.write, -1).in_flight()))
+"""
+
+
+@pytest.mark.parametrize("application", ["forks", "forks_while_it_streams", "forks_and_fails"])
+def test_a_request_in_flight_during_the_fork_is_counted_once(tmp_path: Path, application: str) -> None:
+    said = run(tmp_path, IN_FLIGHT.replace("APPLICATION", application))
+    assert said["in_flight"] == 0
+    assert counts(tmp_path) == {"/before": 1, "/forks": 1, "/child": 2}
+
+
+KILLED = """
+serve("/parent", 4)
+lead()
+CHILD
+say(child=pid, recorder=AGENT.serving.path)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+CHILDREN = {
+    "fork": "pid = os.fork()\nif pid == 0:\n    time.sleep(60)\n    os._exit(0)",
+    "fork that serves": "pid = os.fork()\nif pid == 0:\n    serve('/child')\n    time.sleep(60)\n    os._exit(0)",
+    "preexec_fn": "pid = subprocess.Popen(['sleep', '60'], preexec_fn=lambda: None, close_fds=False).pid",
+    "preexec_fn that serves": "pid = subprocess.Popen(['sleep', '60'], preexec_fn=lambda: serve('/child')).pid",
+    "subprocess": "pid = subprocess.Popen(['sleep', '60'], close_fds=False).pid",
+    "multiprocessing": "child = multiprocessing.get_context('fork').Process(target=time.sleep, args=(60,))\n"
+    "child.start()\npid = child.pid",
+}
+
+
+@pytest.mark.parametrize("child", CHILDREN)
+def test_a_child_keeps_no_lock_of_a_parent_that_was_killed(tmp_path: Path, child: str) -> None:
+    process = start(tmp_path, KILLED.replace("CHILD", CHILDREN[child]))
+    with process:
+        assert process.stdout is not None
+        said = json.loads(process.stdout.readline())
+        assert process.wait(60) == -signal.SIGKILL
+        try:
+            os.kill(said["child"], 0)
+            reader = Reader.of_file(said["recorder"])
+            # The child may not have run yet since it was forked.
+            wait_for(reader.is_dead, "the recorder of a dead process to be free")
+            reader.close()
+            if child != "fork that serves":  # that one may lead by now
+                lease = os.open(Path(said["recorder"]).parent / "lease", os.O_RDWR)
+                wait_for(lambda: lock.try_lock(lease), "the lease of a dead process to be free")
+                os.close(lease)
+        finally:
+            end_group(process)
+
+
+def test_two_threads_first_requests_open_one_recorder(tmp_path: Path) -> None:
+    said = run(
+        tmp_path,
+        """
+sys.setswitchinterval(1e-6)
+barrier = threading.Barrier(16)
+def first():
+    barrier.wait()
+    serve("/first")
+threads = [threading.Thread(target=first) for _ in range(16)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+say(files=len(recorders()), tasks=len(os.listdir("/proc/self/task")), maps=len(set(mapped())))
+""",
+    )
+    assert said == {"files": 1, "tasks": 2, "maps": 1}
+    assert counts(tmp_path) == {"/first": 16}
+
+
+def test_a_fork_while_another_thread_opens(tmp_path: Path) -> None:
+    said = run(
+        tmp_path,
+        """
+AGENT._opening.acquire()
+pid = os.fork()
+if pid == 0:
+    serve("/child")
+    sys.exit(0)
+status = joined(pid)
+AGENT._opening.release()
+serve("/parent")
+say(status=status)
+""",
+    )
+    assert said["status"] == 0
+    assert counts(tmp_path) == {"/child": 1, "/parent": 1}
+
+
+def test_forks_among_the_requests_of_threads(tmp_path: Path) -> None:
+    run(
+        tmp_path,
+        """
+stop = threading.Event()
+served = [0] * 4
+def keep_serving(place):
+    while not stop.is_set():
+        serve("/parent")
+        served[place] += 1
+        time.sleep(0.001)
+threads = [threading.Thread(target=keep_serving, args=(place,)) for place in range(4)]
+for thread in threads:
+    thread.start()
+for number in range(25):
+    pid = os.fork()
+    if pid == 0:
+        serve("/child", 3)
+        os._exit(0) if number % 2 else os.kill(os.getpid(), signal.SIGKILL)
+    joined(pid)
+stop.set()
+for thread in threads:
+    thread.join()
+serve("/total", sum(served))
+""",
+    )
+    found = counts(tmp_path)
+    assert found["/child"] == 75
+    assert found["/parent"] == found["/total"]
+
+
+def test_multiprocessing(tmp_path: Path) -> None:
+    run(
+        tmp_path,
+        """
+context = multiprocessing.get_context("fork")
+def application(environ, start_response):
+    with context.Pool(2) as pool:
+        pool.starmap(serve, [("/pool", 5)] * 4)
+    return fine(environ, start_response)
+serve("/parent", 1, application)
+workers = [context.Process(target=serve, args=("/process", 20)) for _ in range(3)]
+for worker in workers:
+    worker.start()
+for worker in workers:
+    worker.join()
+""",
+    )
+    assert counts(tmp_path) == {"/parent": 1, "/pool": 20, "/process": 60}
+
+
+def test_subprocesses_see_nothing_of_the_agent(tmp_path: Path) -> None:
+    said = run(
+        tmp_path,
+        """
+serve("/parent")
+lead()
+before = set(recorders())
+outs = [
+    subprocess.run(["ls", "-l", "/proc/self/fd"], capture_output=True, text=True, close_fds=False,
+                   preexec_fn=preexec).stdout
+    for preexec in (None, lambda: None)
+]
+say(found=[line for out in outs for line in out.splitlines() if DIRECTORY in line], same=before == set(recorders()))
+serve("/parent")
+""",
+    )
+    assert said == {"found": [], "same": True}
+    assert counts(tmp_path) == {"/parent": 2}
+
+
+def test_the_parent_completes_what_its_workers_left(tmp_path: Path) -> None:
+    """As gunicorn's arbiter does when it ends: without a reporter of its own, after workers that were killed."""
+    said = run(
+        tmp_path,
+        """
+pids = []
+for number in range(4):
+    pids.append(os.fork())
+    if pids[-1] == 0:
+        lifecycle.start_reporters()
+        serve("/worker", 10)
+        os.kill(os.getpid(), signal.SIGKILL if number % 2 else signal.SIGTERM)
+for pid in pids:
+    joined(pid)
+before = len(os.listdir("/proc/self/task"))
+lifecycle.finish([SETTINGS])
+lifecycle.finish([SETTINGS])
+say(before=before, tasks=len(os.listdir("/proc/self/task")), left=recorders())
+""",
+    )
+    assert said["before"] == 1
+    assert said["left"] == []
+    assert counts(tmp_path) == {"/worker": 40}
+
+
+def test_what_is_recorded_without_serving_is_drained_by_the_workers(tmp_path: Path) -> None:
+    said = run(
+        tmp_path,
+        """
+AGENT.open()
+say(tasks=len(os.listdir("/proc/self/task")), files=len(recorders()))
+pid = os.fork()
+if pid == 0:
+    serve("/worker", 3)
+    say(seen=len(recorders()))
+    sys.exit(0)
+joined(pid)
+""",
+    )
+    assert said == {"tasks": 1, "files": 1, "seen": 2}
+    assert counts(tmp_path) == {"/worker": 3}
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_finishing_completes_however_often(tmp_path: Path, times: int) -> None:
+    said = run(
+        tmp_path,
+        f"""
+serve("/first", 1000)
+for _ in range({times}):
+    AGENT.finish()
+say(left=recorders(), tasks=len(os.listdir("/proc/self/task")))
+""",
+    )
+    assert said["left"] == []
+    assert counts(tmp_path) == {"/first": 1000}
+
+
+def test_a_runtime_directory_that_is_refused_costs_recovery_only(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir(mode=0o755)
+    process = start(tmp_path, 'serve("/memory", 5)\npid = os.fork()\nif pid: joined(pid)\nserve("/both")')
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert "Traceback" not in out + err
+    assert err.count("chmod 700 it; recording in memory, without recovery after a kill") == 1
+    assert counts(tmp_path) == {"/memory": 5, "/both": 2}

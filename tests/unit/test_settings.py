@@ -1,0 +1,398 @@
+"""The table of settings, and what is made of the ini and of the environment."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from paste_agent import settings
+from paste_agent.errors import SettingError
+from paste_agent.settings import SIGNALS, TABLE, Settings, Target, load
+
+INI = {"__file__": "/srv/shop/production.ini", "here": "/srv/shop"}
+
+
+def loaded(environ: Mapping[str, str] | None = None, /, **local_conf: str) -> Settings:
+    return load(local_conf, INI, environ or {})
+
+
+def refused(environ: Mapping[str, str] | None = None, /, **local_conf: str) -> str:
+    with pytest.raises(SettingError) as raised:
+        loaded(environ, **local_conf)
+    text = str(raised.value)
+    assert "\n" not in text
+    return text
+
+
+#: A few of each kind: the value as text, and as read.
+GOOD: dict[str, list[tuple[str, object]]] = {
+    "boolean": [("true", True), ("Yes", True), (" ON ", True), ("1", True), ("false", False), ("NO", False), ("0", False)],
+    "seconds": [("60", 60.0), ("0.001", 0.001), (" 1e3 ", 1000.0), ("1e9", 1e9)],
+    "per minute": [("0", 0.0), ("0.5", 0.5), ("600", 600.0)],
+    "text": [("shop", "shop"), (" caf\u00e9 1 ", "caf\u00e9 1"), ("x" * 255, "x" * 255)],
+    "path": [("/var/x", "/var/x"), ("x/y", "/srv/shop/x/y"), (" /a b ", "/a b"), ("~/x", os.path.expanduser("~/x"))],
+    "url": [("http://127.0.0.1:4318", "http://127.0.0.1:4318"), (" https://[::1]/x?y ", "https://[::1]/x?y")],
+    "pairs": [("", {}), (",a=1, b = 2 ,", {"a": "1", "b": "2"}), ("a=b=c%2Cd%20", {"a": "b=c,d "}), ("a=", {"a": ""})],
+    "headers": [("x-api-key=a%20b,B=", {"x-api-key": "a b", "B": ""}), ("a=%C3%A9", {"a": "\u00e9"})],
+    "choice": [("gzip", "gzip"), (" NONE ", "none")],
+    "series": [("10", 10), ("2000", 2000), (" 99 ", 99)],
+    "ring": [("1024", 1024), ("1048576", 1048576)],
+    "days": [("0.5", 0.5), ("30", 30.0)],
+    "mib": [("8", 8.0), ("256.5", 256.5)],
+}  # fmt: skip
+_NO_NUMBERS = ["", "5m", "nan", "inf", "-inf", "0x10", "1,5"]
+BAD: dict[str, tuple[str, list[str]]] = {
+    "boolean": ("expected true or false", ["", "maybe", "2", "truefalse"]),
+    "seconds": ("expected seconds above 0, for example 60", [*_NO_NUMBERS, "0", "-1", "1e10"]),
+    "per minute": ("expected traces a minute from 0, for example 60", [*_NO_NUMBERS, "-0.1"]),
+    "text": ("expected 1 to 255 printable characters", ["", "  ", "a\nb", "x" * 256, "a\x1b[31m"]),
+    "path": ("expected a path, for example /var/lib/shop/agent.sqlite", ["", " ", "a\0b"]),
+    "url": (
+        "expected a URL, for example http://127.0.0.1:4318",
+        ["", "collector:4318", "http://", "ftp://x/", "http://x:99999", "http://x:port", "http://[::1", "localhost"],
+    ),
+    "pairs": ("expected key=value pairs separated by commas, for example team=shop,tier=web", ["a", "=b", "a=1,b"]),
+    "headers": (
+        "expected header=value pairs separated by commas, for example x-api-key=abc",
+        ["a=x%0d%0ay", "a b=1", "\u00e9=1", "a=%00", "a=%E2%82%AC", "a:b=1"],
+    ),
+    "choice": ("expected gzip or none", ["", "deflate", "gzip,none"]),
+    "series": ("expected a whole number from 10 to 2000, for example 2000", ["", "9", "2001", "10.5", "many"]),
+    "ring": ("expected a whole number from 1024 to 1048576, for example 16384", ["1023", "1048577", "-1"]),
+    "days": ("expected days above 0, for example 30", [*_NO_NUMBERS, "0"]),
+    "mib": ("expected MiB from 8, for example 256", [*_NO_NUMBERS, "7.9"]),
+}
+KINDS = {
+    "enabled": "boolean",
+    "service_name": "text",
+    "resource_attributes": "pairs",
+    "store": "path",
+    "runtime_dir": "path",
+    "report_interval_s": "seconds",
+    "trace_interval_s": "seconds",
+    "apdex_t_s": "seconds",
+    "slow_request_s": "seconds",
+    "parent_traces_per_min": "per minute",
+    "random_traces_per_min": "per minute",
+    "slow_traces_per_min": "per minute",
+    "failed_traces_per_min": "per minute",
+    "record_query": "boolean",
+    "max_series": "series",
+    "ring_records": "ring",
+    "retention_days": "days",
+    "store_max_mib": "mib",
+    "shutdown_timeout_s": "seconds",
+    **{
+        prefix + key: kind
+        for prefix in ("", *(f"{signal}_" for signal in SIGNALS))
+        for key, kind in {
+            "endpoint": "url",
+            "headers": "headers",
+            "timeout_s": "seconds",
+            "compression": "choice",
+            "certificate": "path",
+            "client_key": "path",
+            "client_certificate": "path",
+        }.items()
+    },
+}
+
+
+def test_this_test_knows_every_row() -> None:
+    assert set(KINDS) == set(TABLE)
+
+
+@pytest.mark.parametrize("key", TABLE)
+def test_good_values(key: str) -> None:
+    for text, value in GOOD[KINDS[key]]:
+        found = loaded(**{key: text})
+        assert found.values[key] == value, text
+        assert type(found.values[key]) is type(value)
+        assert found.origins[key] == "ini"
+
+
+@pytest.mark.parametrize("key", TABLE)
+def test_bad_values_say_place_value_and_cure(key: str) -> None:
+    cure, texts = BAD[KINDS[key]]
+    for text in texts:
+        shown = "'***'" if TABLE[key].secret else repr(text)
+        assert refused(**{key: text}) == f"[filter:agent] {key} = {shown}: {cure}"
+        if text:
+            variable = f"PASTE_AGENT_{key.upper()}"
+            assert refused({variable: text}) == f"{variable} = {shown}: {cure}"
+
+
+def test_the_form_of_a_message() -> None:
+    with pytest.raises(SettingError) as raised:
+        load({"report_interval_s": "5m"}, {}, {}, "filter:other")
+    assert str(raised.value) == "[filter:other] report_interval_s = '5m': expected seconds above 0, for example 60"
+
+
+@pytest.mark.parametrize("row", TABLE.values(), ids=lambda row: row.key)
+def test_every_row_says_what_it_is(row: settings.Setting) -> None:
+    assert row.help.endswith(".")
+    assert row.help[0].isupper() or row.help.startswith("false:")
+    assert row.default is not None or row.default_text or row.key.endswith(
+        ("endpoint", "certificate", "client_key", "runtime_dir")
+    )
+    assert bool(row.unit) == (row.key.endswith(("_s", "_per_min", "_days", "_mib")))
+    assert row.key == row.key.lower()
+    assert row.variable == f"PASTE_AGENT_{row.key.upper()}"
+
+
+def test_every_default_is_a_value_that_could_have_been_set() -> None:
+    for row in TABLE.values():
+        if row.default is not None:
+            text = ",".join(f"{k}={v}" for k, v in row.default.items()) if isinstance(row.default, dict) else row.default
+            assert row.read(str(text)) == row.default, row.key
+
+
+def test_every_attribute_is_a_row_of_its_type() -> None:
+    found = loaded()
+    hints = get_type_hints(Settings)
+    assert set(hints) <= set(TABLE)
+    for key, hint in hints.items():
+        value = getattr(found, key)
+        assert value is found.values[key]
+        if isinstance(hint, type):
+            assert type(value) is hint, key
+
+
+def test_the_defaults() -> None:
+    found = loaded()
+    assert found.enabled is True
+    assert found.service_name == "production"
+    assert found.slow_request_s == 4 * found.apdex_t_s == 2.0
+    assert found.runtime_dir is None
+    assert (found.report_interval_s, found.shutdown_timeout_s) == (60.0, 2.0)
+    assert set(found.origins.values()) == {"default"}
+    assert set(found.values) == set(found.origins) == set(TABLE)
+    assert [found.target(signal) for signal in SIGNALS] == [None, None, None]
+
+
+# -- precedence ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("local_conf", "environ", "value", "origin"),
+    [
+        ({"service_name": "i"}, {"PASTE_AGENT_SERVICE_NAME": "p", "OTEL_SERVICE_NAME": "o"}, "i", "ini"),
+        ({}, {"PASTE_AGENT_SERVICE_NAME": "p", "OTEL_SERVICE_NAME": "o"}, "p", "PASTE_AGENT_SERVICE_NAME"),
+        ({}, {"PASTE_AGENT_SERVICE_NAME": "", "OTEL_SERVICE_NAME": "o"}, "o", "OTEL_SERVICE_NAME"),
+        ({}, {"PASTE_AGENT_SERVICE_NAME": "", "OTEL_SERVICE_NAME": ""}, "production", "default"),
+        ({}, {}, "production", "default"),
+    ],
+)
+def test_precedence(local_conf: dict[str, str], environ: dict[str, str], value: str, origin: str) -> None:
+    found = load(local_conf, INI, environ)
+    assert (found.service_name, found.origins["service_name"]) == (value, origin)
+
+
+def test_what_the_ini_sets_hides_what_is_wrong_in_the_environment() -> None:
+    wrong = {"PASTE_AGENT_APDEX_T_S": "x", "OTEL_METRIC_EXPORT_INTERVAL": "x"}
+    found = loaded(wrong, apdex_t_s="1", report_interval_s="7")
+    assert (found.apdex_t_s, found.report_interval_s) == (1.0, 7.0)
+
+
+def test_a_slow_request_of_its_own_and_derived() -> None:
+    assert loaded(apdex_t_s="0.1").slow_request_s == pytest.approx(0.4)
+    assert loaded(apdex_t_s="0.1", slow_request_s="9").slow_request_s == 9.0
+
+
+OTEL: dict[str, tuple[str, str, object]] = {
+    "enabled": ("OTEL_SDK_DISABLED", "true", False),
+    "service_name": ("OTEL_SERVICE_NAME", "o", "o"),
+    "resource_attributes": ("OTEL_RESOURCE_ATTRIBUTES", "a=1,b=%2C", {"a": "1", "b": ","}),
+    "report_interval_s": ("OTEL_METRIC_EXPORT_INTERVAL", "15000", 15.0),
+    "trace_interval_s": ("OTEL_BSP_SCHEDULE_DELAY", "250", 0.25),
+    **{
+        prefix + key: (f"OTEL_EXPORTER_OTLP_{prefix.upper()}{name}", text, value)
+        for prefix in ("", *(f"{signal}_" for signal in SIGNALS))
+        for key, (name, text, value) in {
+            "endpoint": ("ENDPOINT", "http://c:1/x", "http://c:1/x"),
+            "headers": ("HEADERS", "k=v", {"k": "v"}),
+            "timeout_s": ("TIMEOUT", "2500", 2.5),
+            "compression": ("COMPRESSION", "none", "none"),
+            "certificate": ("CERTIFICATE", "/c", "/c"),
+            "client_key": ("CLIENT_KEY", "/k", "/k"),
+            "client_certificate": ("CLIENT_CERTIFICATE", "/cc", "/cc"),
+        }.items()
+    },
+}
+
+
+def test_this_test_knows_every_standard_variable() -> None:
+    assert {key: row.otel for key, row in TABLE.items() if row.otel} == {key: one[0] for key, one in OTEL.items()}
+
+
+@pytest.mark.parametrize("key", OTEL)
+def test_standard_variables(key: str) -> None:
+    variable, text, value = OTEL[key]
+    found = loaded({variable: text})
+    assert (found.values[key], found.origins[key]) == (value, variable)
+
+
+@pytest.mark.parametrize(("text", "enabled"), [("true", False), ("TRUE", False), ("false", True), ("", True)])
+def test_the_sdk_disabled(text: str, enabled: bool) -> None:
+    assert loaded({"OTEL_SDK_DISABLED": text}).enabled is enabled
+    assert loaded({"OTEL_SDK_DISABLED": text}, enabled="true").enabled is True
+
+
+def test_the_sdk_disabled_with_a_wrong_word() -> None:
+    assert refused({"OTEL_SDK_DISABLED": "x"}) == "OTEL_SDK_DISABLED = 'x': expected true or false"
+
+
+@pytest.mark.parametrize("text", ["x", "0", "-1", "nan", "inf", "60s"])
+@pytest.mark.parametrize(
+    "variable", ["OTEL_EXPORTER_OTLP_TIMEOUT", "OTEL_METRIC_EXPORT_INTERVAL", "OTEL_BSP_SCHEDULE_DELAY"]
+)
+def test_a_standard_variable_in_milliseconds_has_a_cure_in_milliseconds(variable: str, text: str) -> None:
+    assert refused({variable: text}) == f"{variable} = {text!r}: expected milliseconds above 0, for example 60000"
+
+
+def test_other_variables_of_the_standard_are_passed_over() -> None:
+    assert loaded({"OTEL_TRACES_SAMPLER": "always_on", "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}).enabled
+
+
+# -- unknown keys, secrets -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("key", "cure"),
+    [
+        ("reprot_interval_s", "did you mean report_interval_s?"),
+        ("Endpoint", "did you mean endpoint?"),
+        ("header", "did you mean headers?"),
+        ("zzz", "`paste-agent check` lists the known ones"),
+    ],
+)
+def test_an_unknown_key_names_the_nearest(key: str, cure: str) -> None:
+    assert refused(**{key: "api-key=s3cret"}) == f"[filter:agent] {key}: unknown key; {cure}"
+
+
+def test_an_unknown_variable_names_the_nearest() -> None:
+    text = refused({"PASTE_AGENT_HEADER": "api-key=s3cret"})
+    assert text == "PASTE_AGENT_HEADER: unknown key; did you mean PASTE_AGENT_HEADERS?"
+
+
+def test_keys_that_loaders_add_are_passed_over() -> None:
+    load({"__name__": "agent", "__file__": "x"}, {"__script__": "pserve", "anything": "1"}, {"PASTE_AGENT__X": "1"})
+
+
+@pytest.mark.parametrize("prefix", ["", *(f"{signal}_" for signal in SIGNALS)])
+def test_secrets_are_never_in_a_message(prefix: str) -> None:
+    bad = "api-key=s3cret,broken"
+    for environ, local_conf in (
+        ({}, {f"{prefix}headers": bad}),
+        ({f"PASTE_AGENT_{prefix.upper()}HEADERS": bad}, {}),
+        ({f"OTEL_EXPORTER_OTLP_{prefix.upper()}HEADERS": bad}, {}),
+        ({}, {f"{prefix}endpoint": "http://user:s3cret@collector:port/"}),
+        ({f"OTEL_EXPORTER_OTLP_{prefix.upper()}ENDPOINT": "ftp://user:s3cret@collector/"}, {}),
+    ):
+        with pytest.raises(SettingError) as raised:
+            load(local_conf, INI, environ)
+        assert "s3cret" not in str(raised.value)
+        assert "s3cret" not in str(raised.value.value)
+        assert "***" in str(raised.value)
+
+
+# -- what the host and other settings decide -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [("/srv/a.b.ini", "a.b"), ("/srv/shop", "shop"), (None, "unknown_service"), ("/srv/.ini", ".ini")],
+)
+def test_the_service_is_called_as_its_ini(file: str | None, name: str) -> None:
+    assert load({}, {"__file__": file} if file else {}, {}).service_name == name
+
+
+def test_paths_are_relative_to_the_ini() -> None:
+    keys = ["store", "runtime_dir", "certificate", "traces_client_key", "logs_client_certificate"]
+    found = loaded({"PASTE_AGENT_METRICS_CERTIFICATE": "m.pem"}, **{key: f"var/{key}" for key in keys})
+    for key in keys:
+        assert found.values[key] == f"/srv/shop/var/{key}"
+    assert found.values["metrics_certificate"] == "/srv/shop/m.pem"
+
+
+def test_paths_without_an_ini_are_relative_to_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load({"store": "x.sqlite"}, {}, {}).store == str(tmp_path / "x.sqlite")
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [("shop", "shop.sqlite"), ("../../etc/x", "_.._etc_x.sqlite"), ("a b/c", "a_b_c.sqlite"), ("...", "service.sqlite")],
+)
+def test_the_store_is_under_the_state_directory(name: str, file: str) -> None:
+    assert loaded({"XDG_STATE_HOME": "/state"}, service_name=name).store == f"/state/paste-agent/{file}"
+    home = os.path.expanduser("~/.local/state")
+    assert loaded({}, service_name=name).store == f"{home}/paste-agent/{file}"
+
+
+def test_a_store_in_memory_is_no_path() -> None:
+    assert loaded(store=" memory ").store == settings.IN_MEMORY
+
+
+@given(st.text(max_size=300))
+def test_a_service_is_one_short_visible_file_name(name: str) -> None:
+    found = settings.file_name_of(name)
+    assert 1 <= len(found) <= 64
+    assert found[0] != "."
+    assert "/" not in found
+    assert found.isascii()
+
+
+@given(st.sampled_from(sorted(TABLE)), st.text(max_size=40))
+def test_any_text_is_a_value_or_one_line(key: str, text: str) -> None:
+    try:
+        loaded(**{key: text})
+    except SettingError as error:
+        assert "\n" not in str(error)
+
+
+# -- targets -------------------------------------------------------------------------------------------------------
+
+BASE = {"endpoint": "http://c:4318/", "headers": "k=v", "timeout_s": "3", "compression": "none", "certificate": "/ca"}
+
+
+def test_one_endpoint_serves_all_signals() -> None:
+    found = loaded(**BASE)
+    for signal in SIGNALS:
+        assert found.target(signal) == Target(
+            f"http://c:4318/v1/{signal}", {"k": "v"}, 3.0, False, "/ca", None, None
+        )
+
+
+def test_a_signal_of_its_own_is_used_as_it_is() -> None:
+    own: dict[str, Any] = {
+        "traces_endpoint": "https://t/x/",
+        "traces_headers": "t=1",
+        "traces_timeout_s": "4",
+        "traces_compression": "gzip",
+        "traces_certificate": "/tc",
+        "traces_client_key": "/tk",
+        "traces_client_certificate": "/tcc",
+    }
+    found = loaded(**BASE, **own)
+    assert found.target("traces") == Target("https://t/x/", {"t": "1"}, 4.0, True, "/tc", "/tk", "/tcc")
+    assert found.target("logs") == Target("http://c:4318/v1/logs", {"k": "v"}, 3.0, False, "/ca", None, None)
+
+
+def test_one_signal_alone() -> None:
+    found = loaded(logs_endpoint="http://l/")
+    assert [found.target(signal) is None for signal in SIGNALS] == [True, True, False]
+
+
+def test_empty_headers_of_a_signal_replace_the_common_ones() -> None:
+    target = loaded(**BASE, traces_headers="").target("traces")
+    assert target is not None
+    assert target.headers == {}
