@@ -163,8 +163,8 @@ class _ExportThread:
         if self.stop.wait(min(_FIRST_EXPORT_S, self._settings.report_interval_s)) and self._deadline is None:
             return
         # Here, and not above: requests and protobuf are imported by the process that exports, when it first does.
-        from paste_agent.exporters.otlp import OtlpExporter
-
+        with native.UNDIVIDED:
+            from paste_agent.exporters.otlp import OtlpExporter
         store = Store(self._lead.store.path)
         try:
             resource = resource_of(self._settings, store.meta("service.instance.id") or "", _facts())

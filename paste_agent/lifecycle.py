@@ -40,7 +40,7 @@ class Agent:
         """The recorder of this process, opened at the first call. For what is recorded without being served."""
         if self._recorder is None:
             # Held for the time of one opening, once a process; a forked child gets a lock of its own.
-            with _Held(self._opening):
+            with _Held(self._opening), native.UNDIVIDED:
                 if self._recorder is None:
                     self._recorder = self._open()
         return self._recorder
@@ -172,10 +172,15 @@ def _finish_all() -> None:
 
 
 def _after_fork_in_child() -> None:
+    native.UNDIVIDED.after_fork_in_child()
     for agent in _agents.values():
         agent.after_fork()
 
 
 atexit.register(_finish_all)
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
+    os.register_at_fork(
+        before=native.UNDIVIDED.before_fork,
+        after_in_parent=native.UNDIVIDED.after_fork_in_parent,
+        after_in_child=_after_fork_in_child,
+    )

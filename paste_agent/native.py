@@ -6,6 +6,7 @@ A reporter that is a greenlet stalls the hub while it works, and is stalled by i
 from __future__ import annotations
 
 import sys
+from _thread import get_ident
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -62,3 +63,40 @@ class Flag:
         if not self._set and self._lock.acquire(timeout=max(0.0, timeout_s)):
             self._lock.release()
         return self._set
+
+
+#: A fork waits no longer: what holds it up might in turn be waiting for the thread that forks.
+_FORK_PATIENCE_S = 1.0
+
+
+class _Undivided:
+    """`with UNDIVIDED`: around what no fork may find half done in another thread, an import above all.
+
+    Of all threads a child has only the one that forked: a module that another was importing would stay half imported,
+    and a lock that another had just taken would be kept without anybody knowing of it.
+    """
+
+    def __init__(self) -> None:
+        self._lock = make_lock()
+        self._forks = 0  #: ident of the thread that forks
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._lock.release()
+
+    def before_fork(self) -> None:
+        if self._lock.acquire(timeout=_FORK_PATIENCE_S):
+            self._forks = get_ident()
+
+    def after_fork_in_parent(self) -> None:
+        if self._forks == get_ident():
+            self._forks = 0
+            self._lock.release()
+
+    def after_fork_in_child(self) -> None:
+        self.__init__()  # type: ignore[misc]
+
+
+UNDIVIDED = _Undivided()

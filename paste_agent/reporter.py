@@ -91,7 +91,9 @@ class Reporter:
         finished, self._finished = recorder.last - self._finished, recorder.last
         recorder.sampler.tick(elapsed_s, finished)
         self._write_kept()
-        if not self._lease.try_take():
+        with native.UNDIVIDED:
+            leads = self._lease.try_take()
+        if not leads:
             return _TICK_S
         return self._lead().tick(self._waiting)
 
@@ -115,8 +117,8 @@ class Reporter:
         if not self._recorder.kept:
             return
         if self._traces is None:
-            from paste_agent.trace_writer import TraceWriter
-
+            with native.UNDIVIDED:
+                from paste_agent.trace_writer import TraceWriter
             self._traces = TraceWriter(self._settings, self._recorder, self._directory, self._warn)
             self._waiting = self._traces.waiting
         self._traces.write()
@@ -151,9 +153,9 @@ def _lead_with(
     settings: Settings, directory: str | None, lease: Lease, recorder: Recorder | None, warn: Warnings
 ) -> Leadership:
     """Begin to lead. The lease is held. One line tells of it, unless another process of this start led before."""
-    from paste_agent.leadership import Leadership
-    from paste_agent.recorder.reader import Reader
-
+    with native.UNDIVIDED:
+        from paste_agent.leadership import Leadership
+        from paste_agent.recorder.reader import Reader
     own: list[Reader] = []
     if recorder is not None and recorder.path is None:
         own.append(Reader(recorder.id, recorder.read, recorder.write, -1))
@@ -178,8 +180,8 @@ def _stays(holder: Holder | None, directory: str | None) -> bool:
     """Whether the lead is a process that is not about to end."""
     if holder is None or not holder.recorder or directory is None:
         return False
-    from paste_agent.recorder.reader import BadRecorder, Reader
-
+    with native.UNDIVIDED:
+        from paste_agent.recorder.reader import BadRecorder, Reader
     try:
         reader = Reader.of_file(os.path.join(directory, holder.recorder + layout.SUFFIX))
     except (BadRecorder, OSError):

@@ -1,10 +1,10 @@
 """Real recorders, stores and requests for tests of what happens between them; no server, no thread.
 
-    recorder = open_recorder(tmp_path)
-    serve(recorder, "/items/17", route="/items/{id}")
-    with leading(tmp_path) as lead:
-        lead.drain()
-        assert requests_of(lead.store) == {("GET", "/items/{id}", 200): 1}
+recorder = open_recorder(tmp_path)
+serve(recorder, "/items/17", route="/items/{id}")
+with leading(tmp_path) as lead:
+    lead.drain()
+    assert requests_of(lead.store) == {("GET", "/items/{id}", 200): 1}
 """
 
 from __future__ import annotations
@@ -71,9 +71,7 @@ def open_recorder(
         records=records,
         slots=slots,
         max_series=max_series,
-        sampler=(KeepAll if keep_all else Sampler)(
-            slow_ns=2 * S, parent=60, random=0, slow=60, failed=60, seed=1
-        ),
+        sampler=(KeepAll if keep_all else Sampler)(slow_ns=2 * S, parent=60, random=0, slow=60, failed=60, seed=1),
         on_fault=on_fault,
     )
 

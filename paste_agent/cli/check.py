@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 from urllib.parse import quote
@@ -20,6 +21,8 @@ from paste_agent.runtime_dir import service_dir
 from paste_agent.settings import IN_MEMORY, Settings
 
 _TIMEOUT_S = 5.0
+#: Of a URL: user and password.
+_USERINFO = re.compile(r"//[^/?#]*@")
 
 
 class _Findings:
@@ -109,13 +112,22 @@ def _check_store(findings: _Findings, found: Settings) -> None:
     if found.store == IN_MEMORY:
         findings.good("store in the runtime directory, gone after a reboot")
         return
-    fresh = not os.path.exists(found.store)
-    try:
-        Store(found.store).close()
-    except AgentError as error:
-        findings.fail(str(error))
+    if os.path.exists(found.store):
+        try:
+            Store(found.store, read_only=True).close()
+        except AgentError as error:
+            findings.fail(str(error))
+            return
+        findings.good(f"store {found.store}")
         return
-    findings.good(f"store {found.store}{' (new)' if fresh else ''}")
+    # Not made here: it would belong to whoever checks, and not to the user that the service runs as.
+    directory = os.path.dirname(found.store)
+    while not os.path.exists(directory):
+        directory = os.path.dirname(directory)
+    if os.access(directory, os.W_OK | os.X_OK):
+        findings.good(f"store {found.store}: made at the first request")
+    else:
+        findings.fail(f"store {found.store}: cannot be made, {directory} is not writable; set `store`")
 
 
 def _check_collector(findings: _Findings, found: Settings) -> None:
@@ -157,4 +169,6 @@ def _value_text(row: settings.Setting, value: object) -> Text:
         return Text(str(value).lower())
     if isinstance(value, float):
         return Text(f"{value:g} {row.unit}".strip())
+    if row.key.endswith("endpoint"):
+        return Text(_USERINFO.sub("//***@", str(value)))
     return Text(f"{value} {row.unit}".strip())

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import sqlite3
+import struct
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,7 +21,7 @@ from rich.text import Text
 from paste_agent import reporter
 from paste_agent.aggregate import REQUEST_DURATION, Total
 from paste_agent.cli.target import Target, target_of
-from paste_agent.errors import RuntimeDirError
+from paste_agent.errors import RuntimeDirError, StoreError
 from paste_agent.log import Warnings
 from paste_agent.runtime_dir import existing_service_dir
 from paste_agent.store.store import SeriesTotal, Store
@@ -73,6 +75,8 @@ def _read(path: str, service: str | None, since: float | None) -> tuple[dict[str
         name = target.settings.service_name if target.settings else (store.meta("service.name") or target.store)
         summary = summarize(store, name, start_s, end_s)
         series = [found for found in store.totals_between(start_s, end_s) if found.metric == REQUEST_DURATION]
+    except (sqlite3.Error, ValueError, struct.error) as error:  # its pages may hold anything
+        raise StoreError(f"{target.store}: cannot be read: {error}") from None
     finally:
         store.close()
     return summary, series, end_s - start_s
@@ -87,13 +91,16 @@ def _catch_up(target: Target) -> None:
     except RuntimeDirError:
         return
     if directory is not None and os.access(target.store, os.W_OK):
-        reporter.catch_up(target.settings, directory, Warnings(target.settings.service_name))
+        try:
+            reporter.catch_up(target.settings, directory, Warnings(target.settings.service_name))
+        except (OSError, sqlite3.Error):
+            pass  # busy, or full: what the store has can be read all the same
 
 
 def _window(store: Store, since: float | None) -> tuple[float, float]:
     now = time.time()
     if since is not None:
-        return now - since, now
+        return max(0.0, now - since), now
     known = store.span_of_time()
     return (known[0], min(known[1], now)) if known else (now, now)
 
@@ -106,7 +113,7 @@ def _page(summary: dict[str, Any], series: Sequence[SeriesTotal], seconds: float
         return Group(
             Panel(
                 Text("No requests in this span of time. Send the service one, and wait a second."),
-                title=str(summary["service"]),
+                title=Text(printable(summary["service"])),
                 title_align="left",
                 box=box.ROUNDED,
             )
@@ -137,7 +144,8 @@ def _head(summary: dict[str, Any], total: Total, seconds: float) -> Panel:
         _figure("p99", duration(found["p99_s"])),
         _figure("Apdex", _apdex_text(found["apdex"]), _apdex_style(found["apdex"])),
     )
-    title = f"[bold]{summary['service']}[/bold]  {summary['from'][:19]}Z – {summary['to'][:19]}Z"
+    window = f"  {summary['from'][:19]}Z – {summary['to'][:19]}Z"
+    title = Text.assemble((printable(summary["service"]), "bold"), window)
     return Panel(grid, title=title, title_align="left", box=box.ROUNDED, expand=False)
 
 
@@ -164,7 +172,7 @@ def _routes(series: Sequence[SeriesTotal], limit: int) -> Table:
         found_figures = figures(total)
         failed = errors.get(name, 0)
         table.add_row(
-            Text(name),
+            Text(printable(name)),
             f"{total.count:,}",
             Text(f"{failed:,}", style="red") if failed else Text("0", style="dim"),
             duration(found_figures["p50_s"]),
@@ -194,12 +202,12 @@ def _traces(title: str, traces: Sequence[dict[str, Any]]) -> Table:
     table.add_column("transaction", overflow="fold", ratio=1)
     table.add_column("trace", no_wrap=True, style="dim")
     for trace in traces:
-        what = Text(trace["name"])
+        what = Text(printable(trace["name"]))
         if trace["path"]:
             what.append(f"  {printable(trace['path'])}", style="dim")
         if trace["error_type"] and not str(trace["error_type"]).isdecimal():
             message = f": {printable(trace['message'])}" if trace["message"] else ""
-            what.append(f"\n{trace['error_type']}{message}", style="red")
+            what.append(f"\n{printable(trace['error_type'])}{message}", style="red")
         table.add_row(
             trace["start"][11:19],
             duration(trace["duration_s"]),
@@ -240,7 +248,7 @@ def duration(seconds: float) -> str:
 
 
 def printable(text: str) -> str:
-    """Paths and messages come from anybody: nothing that a terminal would obey, and no more than fits."""
+    """Paths, messages and routes come from anybody: nothing that a terminal would obey, and no more than fits."""
     return "".join(char if char.isprintable() else "�" for char in text)[:200]
 
 

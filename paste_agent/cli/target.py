@@ -29,9 +29,12 @@ def target_of(path: str, service: str | None) -> Target:
         raise IniError(f"{path}: no such file; give the service's ini, or the path of its store")
     if os.path.isdir(path):
         raise IniError(f"{path}: is a directory; give the service's ini, or the path of its store")
-    with open(path, "rb") as file:
-        if file.read(len(_SQLITE)) == _SQLITE:
-            return Target(path, None)
+    try:
+        with open(path, "rb") as file:
+            if file.read(len(_SQLITE)) == _SQLITE:
+                return Target(path, None)
+    except OSError as error:
+        raise IniError(f"{path}: {error.strerror}; give the service's ini, or the path of its store") from None
     services = ini.services(path, os.environ)
     if service is not None:
         services = [found for found in services if found.service_name == service]

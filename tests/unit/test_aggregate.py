@@ -29,7 +29,7 @@ from paste_agent.aggregate import (
 from paste_agent.recorder import layout
 from paste_agent.recorder.layout import FAILED, RECORD_SIZE
 from paste_agent.recorder.writer import Recorder
-from tests.recorders import MS, S, die, leave, open_recorder, reader_of, serve, series_of
+from tests.recorders import MS, S, die, leave, open_recorder, reader_of, series_of, serve
 
 #: Begins a slot on both clocks when nothing is added.
 T0 = 1000 * S

@@ -49,7 +49,9 @@ def test_our_sections(write: Write, use: str) -> None:
     assert names(path) == ["a"]
 
 
-@pytest.mark.parametrize("use", ["", "egg:", "egg:paste_agent_more", "call:paste_agent:x", "config:x.ini#agent", "b", "a"])
+@pytest.mark.parametrize(
+    "use", ["", "egg:", "egg:paste_agent_more", "call:paste_agent:x", "config:x.ini#agent", "b", "a"]
+)
 def test_sections_of_others(write: Write, use: str) -> None:
     assert ini.filter_sections(write(f"[filter:a]\nuse = {use}\n[filter:b]\nuse = a\n")) == []
 
@@ -69,7 +71,9 @@ def test_several_sections_in_their_order(write: Write) -> None:
 
 
 def test_a_section_that_builds_upon_another(write: Write) -> None:
-    path = write("[filter:a]\nuse = egg:paste_agent\nservice_name = a\napdex_t_s = 3\n[filter:b]\nuse = a\nservice_name = b\n")
+    path = write(
+        "[filter:a]\nuse = egg:paste_agent\nservice_name = a\napdex_t_s = 3\n[filter:b]\nuse = a\nservice_name = b\n"
+    )
     first, second = ini.services(path, {})
     assert (first.service_name, second.service_name) == ("a", "b")
     assert second.apdex_t_s == 3.0
@@ -93,7 +97,9 @@ def test_a_filter_within_a_filter(write: Write) -> None:
 
 
 def test_values_are_interpolated_as_the_loader_does(write: Write) -> None:
-    path = write("[DEFAULT]\nteam = red\n[filter:agent]\nuse = egg:paste_agent\nservice_name = %(team)s-shop\nstore = %(here)s/s\n")
+    path = write(
+        "[DEFAULT]\nteam = red\n[filter:agent]\nuse = egg:paste_agent\nservice_name = %(team)s-shop\nstore = %(here)s/s\n"
+    )
     (found,) = ini.services(path, {})
     assert (found.service_name, found.store) == ("red-shop", f"{Path(path).parent}/s")
     assert names(path, team="blue") == ["red-shop"]

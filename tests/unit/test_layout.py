@@ -15,20 +15,52 @@ PACKAGE = Path(__file__).resolve().parent.parent.parent / "paste_agent"
 
 #: From the ground up: a module imports, at its own level, only from entries before it. A package stands for all that
 #: it holds unless its modules are listed. A new module is entered here once, where it belongs.
-ORDER = """
-    paste_agent
-    errors log native naming propagation probes
-    recorder recorder.layout recorder.lock
-    settings ini runtime_dir lease
-    sampler recorder.writer recorder.reader transaction response
-    kept aggregate metrics detail trace_writer
-    store store.schema store.store store.retention store.opening store.summary
-    exporters exporters.resource exporters.otlp_encode exporters.otlp
-    lead leadership reporter lifecycle
-    instrument.pyramid instrument
-    filter
-    server demo cli
-""".split()
+ORDER = [
+    "paste_agent",
+    "errors",
+    "log",
+    "native",
+    "naming",
+    "propagation",
+    "probes",
+    "recorder",
+    "recorder.layout",
+    "recorder.lock",
+    "settings",
+    "ini",
+    "runtime_dir",
+    "lease",
+    "sampler",
+    "recorder.writer",
+    "recorder.reader",
+    "transaction",
+    "response",
+    "kept",
+    "aggregate",
+    "metrics",
+    "detail",
+    "trace_writer",
+    "store",
+    "store.schema",
+    "store.store",
+    "store.retention",
+    "store.opening",
+    "store.summary",
+    "exporters",
+    "exporters.resource",
+    "exporters.otlp_encode",
+    "exporters.otlp",
+    "lead",
+    "leadership",
+    "reporter",
+    "lifecycle",
+    "instrument.pyramid",
+    "instrument",
+    "filter",
+    "server",
+    "demo",
+    "cli",
+]
 
 #: Where a dependency may be imported at all, in functions too.
 HOMES = {

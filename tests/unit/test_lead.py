@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import sqlite3
@@ -21,8 +22,8 @@ from paste_agent.recorder.writer import Recorder
 from paste_agent.store.store import ENDED, LOST, RUNNING, RecorderRow, Store
 from paste_agent.trace_writer import TraceWriter
 from tests.recorders import (
-    S,
     KeepAll,
+    S,
     Script,
     count_of,
     die,
@@ -33,8 +34,8 @@ from tests.recorders import (
     recorders_in,
     requests_of,
     run_script,
-    serve,
     series_of,
+    serve,
     settings_of,
     warnings,
 )
@@ -237,7 +238,7 @@ def test_worker_numbers_are_small_and_used_again(directory: Path) -> None:
 def test_many_generations_need_no_more_numbers_than_there_are_workers(directory: Path) -> None:
     with leading(directory) as lead:
         alive = [serving(directory) for _ in range(4)]
-        for generation in range(10):
+        for _ in range(10):
             lead.drain()
             assert {workers(lead)[one.id] for one in alive} <= set(range(1, 10))
             for one in alive:
@@ -271,7 +272,9 @@ def test_cpu_and_collections_never_go_back_when_a_number_is_used_again(directory
                 opened.set_words(layout.W_CPU_USER_NS, [step * S, step * 2 * S])
                 opened.set_words(layout.W_GC_COLLECTIONS, [step * 30, step * 3, step])
                 lead.drain()
-                seen.append({f"{name} {attributes}": value for (name, attributes), value in lead.store.counters().items()})
+                seen.append(
+                    {f"{name} {attributes}": value for (name, attributes), value in lead.store.counters().items()}
+                )
             die(opened)
             lead.drain()
             assert workers(lead)[opened.id] == 1
@@ -280,7 +283,7 @@ def test_cpu_and_collections_never_go_back_when_a_number_is_used_again(directory
             assert counters["process.cpu.time", f'{{"cpu.mode": "user", {number}}}'] == generation * 3 * S
             assert counters["process.cpu.time", f'{{"cpu.mode": "system", {number}}}'] == generation * 6 * S
             assert counters["cpython.gc.collections", f'{{"cpython.gc.generation": 0, {number}}}'] == generation * 90
-    for before, after in zip(seen, seen[1:], strict=False):
+    for before, after in itertools.pairwise(seen):
         assert all(after[name] >= value for name, value in before.items())
 
 

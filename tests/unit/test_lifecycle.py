@@ -68,7 +68,8 @@ def links(what="fd"):
             found.append(os.readlink(f"/proc/self/{what}/{name}"))
         except OSError:
             pass
-    return [link for link in found if link.startswith(DIRECTORY)]
+    # Not a directory that the reporter was just listing.
+    return [link for link in found if link.startswith(DIRECTORY) and not os.path.isdir(link)]
 
 def mapped():
     with open("/proc/self/maps") as file:
@@ -485,3 +486,80 @@ def test_a_runtime_directory_that_is_refused_costs_recovery_only(tmp_path: Path)
     assert "Traceback" not in out + err
     assert err.count("chmod 700 it; recording in memory, without recovery after a kill") == 1
     assert counts(tmp_path) == {"/memory": 5, "/both": 2}
+
+
+def test_no_fork_finds_an_import_of_the_agents_half_done(tmp_path: Path) -> None:
+    said = run(
+        tmp_path,
+        """
+from paste_agent import native
+done, begun = [], threading.Event()
+def work():
+    with native.UNDIVIDED:
+        begun.set()
+        time.sleep(0.3)
+        done.append(1)
+threading.Thread(target=work).start()
+begun.wait()
+pid = os.fork()
+if pid == 0:
+    serve("/child")
+    say(child=len(done))
+    sys.exit(0)
+joined(pid)
+serve("/parent")
+""",
+    )
+    assert said == {"child": 1}
+    assert counts(tmp_path) == {"/child": 1, "/parent": 1}
+
+
+def test_a_fork_waits_for_the_agent_no_longer_than_a_moment(tmp_path: Path) -> None:
+    said = run(
+        tmp_path,
+        """
+from paste_agent import native
+begun, end = threading.Event(), threading.Event()
+def work():
+    with native.UNDIVIDED:
+        begun.set()
+        end.wait()
+thread = threading.Thread(target=work)
+thread.start()
+begun.wait()
+pid = os.fork()  # this thread holds what the other waits for
+if pid == 0:
+    serve("/child")
+    sys.exit(0)
+joined(pid)
+end.set()
+thread.join()
+pid = os.fork()
+if pid == 0:
+    os._exit(0)
+serve("/parent")
+say(status=joined(pid))
+""",
+    )
+    assert said == {"status": 0}
+    assert counts(tmp_path) == {"/child": 1, "/parent": 1}
+
+
+def test_forks_while_the_reporter_begins(tmp_path: Path) -> None:
+    """The reporter imports, takes the lease and opens the store just then; children have to do the same."""
+    for number in range(8):
+        run(
+            tmp_path,
+            f"""
+serve("/parent")
+time.sleep({number} * 0.01)
+pid = os.fork()
+if pid == 0:
+    try:
+        serve("/child", 1, lambda environ, start_response: 1 / 0)
+    except ZeroDivisionError:
+        sys.exit(0)
+joined(pid)
+""",
+        )
+    assert counts(tmp_path) == {"/parent": 8, "/child": 8}

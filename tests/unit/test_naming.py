@@ -138,7 +138,9 @@ def test_odd_routing_args(arguments: object) -> None:
     assert route_of_routing_args({"PATH_INFO": "/a", "wsgiorg.routing_args": arguments}) is None
 
 
-@given(st.text(alphabet="ab/4", max_size=30), st.dictionaries(st.text(max_size=3), st.text(alphabet="ab4/", max_size=5)))
+@given(
+    st.text(alphabet="ab/4", max_size=30), st.dictionaries(st.text(max_size=3), st.text(alphabet="ab4/", max_size=5))
+)
 def test_every_value_is_gone_from_a_route(path: str, named: dict[str, str]) -> None:
     route = routed(path, (), named)
     if route is not None:

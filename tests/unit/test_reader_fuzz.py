@@ -77,8 +77,7 @@ def look_at_everything(path: str) -> None:
     """Call all that a drain, a report or a post-mortem calls. Only what is documented may be raised."""
     try:
         reader = Reader.of_file(path)
-    except (BadRecorder, FileNotFoundError) as error:
-        assert "\n" not in str(error)
+    except (BadRecorder, FileNotFoundError):
         return
     try:
         words = reader.words()
@@ -326,10 +325,9 @@ entry_payloads = st.one_of(
     ),
 )
 entries = st.builds(
-    lambda number, kind, length, payload: layout.SERIES_HEAD.pack(
-        number, kind, len(payload) if length is None else length
-    )
-    + payload,
+    lambda number, kind, length, payload: (
+        layout.SERIES_HEAD.pack(number, kind, len(payload) if length is None else length) + payload
+    ),
     st.integers(0, 5) | u32,
     st.sampled_from([1, 2, 0x8000, 0x8001]) | u16,
     st.none() | u16,

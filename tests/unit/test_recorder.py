@@ -17,7 +17,7 @@ from paste_agent.recorder import layout, lock
 from paste_agent.recorder.layout import FAILED, KIND_OVERFLOW, KIND_SERVER
 from paste_agent.recorder.reader import BadRecorder, Reader
 from paste_agent.recorder.writer import SLACK, Recorder
-from tests.recorders import S, die, leading, leave, open_recorder, reader_of, requests_of, run_script, serve, series_of
+from tests.recorders import S, die, leading, leave, open_recorder, reader_of, requests_of, run_script, series_of, serve
 
 #: Records that a ring of 1024 takes before it is full.
 ROOM = 1024 - SLACK + 1
@@ -129,7 +129,9 @@ def test_requests_in_flight_are_read_oldest_first(recorder: Recorder, reader: Re
     def look() -> None:
         seen.append([request.path for request in reader.in_flight()])
 
-    serve(recorder, "/1", meanwhile=lambda: serve(recorder, "/2", meanwhile=lambda: serve(recorder, "/3", meanwhile=look)))
+    serve(
+        recorder, "/1", meanwhile=lambda: serve(recorder, "/2", meanwhile=lambda: serve(recorder, "/3", meanwhile=look))
+    )
     assert seen == [["/1", "/2", "/3"]]
     assert reader.in_flight() == []
 

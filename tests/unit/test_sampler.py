@@ -14,7 +14,9 @@ def sampler(parent: float = 0, random: float = 0, slow: float = 0, failed: float
     return Sampler(slow_ns=1000, parent=parent, random=random, slow=slow, failed=failed, seed=seed)
 
 
-def kept(one: Sampler, numbers: range, *, duration_ns: int = 1, failed: bool = False, parent: bool = False) -> list[int]:
+def kept(
+    one: Sampler, numbers: range, *, duration_ns: int = 1, failed: bool = False, parent: bool = False
+) -> list[int]:
     """Why each was kept, without those that were not."""
     found = [one.decide(number, duration_ns, failed=failed, parent_sampled=parent) for number in numbers]
     return [why for why in found if why]

@@ -138,8 +138,10 @@ def test_the_form_of_a_message() -> None:
 def test_every_row_says_what_it_is(row: settings.Setting) -> None:
     assert row.help.endswith(".")
     assert row.help[0].isupper() or row.help.startswith("false:")
-    assert row.default is not None or row.default_text or row.key.endswith(
-        ("endpoint", "certificate", "client_key", "runtime_dir")
+    assert (
+        row.default is not None
+        or row.default_text
+        or row.key.endswith(("endpoint", "certificate", "client_key", "runtime_dir"))
     )
     assert bool(row.unit) == (row.key.endswith(("_s", "_per_min", "_days", "_mib")))
     assert row.key == row.key.lower()
@@ -149,7 +151,9 @@ def test_every_row_says_what_it_is(row: settings.Setting) -> None:
 def test_every_default_is_a_value_that_could_have_been_set() -> None:
     for row in TABLE.values():
         if row.default is not None:
-            text = ",".join(f"{k}={v}" for k, v in row.default.items()) if isinstance(row.default, dict) else row.default
+            text = (
+                ",".join(f"{k}={v}" for k, v in row.default.items()) if isinstance(row.default, dict) else row.default
+            )
             assert row.read(str(text)) == row.default, row.key
 
 
@@ -330,7 +334,12 @@ def test_paths_without_an_ini_are_relative_to_the_working_directory(
 
 @pytest.mark.parametrize(
     ("name", "file"),
-    [("shop", "shop.sqlite"), ("../../etc/x", "_.._etc_x.sqlite"), ("a b/c", "a_b_c.sqlite"), ("...", "service.sqlite")],
+    [
+        ("shop", "shop.sqlite"),
+        ("../../etc/x", "_.._etc_x.sqlite"),
+        ("a b/c", "a_b_c.sqlite"),
+        ("...", "service.sqlite"),
+    ],
 )
 def test_the_store_is_under_the_state_directory(name: str, file: str) -> None:
     assert loaded({"XDG_STATE_HOME": "/state"}, service_name=name).store == f"/state/paste-agent/{file}"
@@ -367,9 +376,7 @@ BASE = {"endpoint": "http://c:4318/", "headers": "k=v", "timeout_s": "3", "compr
 def test_one_endpoint_serves_all_signals() -> None:
     found = loaded(**BASE)
     for signal in SIGNALS:
-        assert found.target(signal) == Target(
-            f"http://c:4318/v1/{signal}", {"k": "v"}, 3.0, False, "/ca", None, None
-        )
+        assert found.target(signal) == Target(f"http://c:4318/v1/{signal}", {"k": "v"}, 3.0, False, "/ca", None, None)
 
 
 def test_a_signal_of_its_own_is_used_as_it_is() -> None:

@@ -115,9 +115,13 @@ def test_a_statement_that_fails_leaves_nothing(store: Store, fail: object) -> No
 
 
 def test_an_exception_inside_a_transaction_rolls_it_back(store: Store) -> None:
-    with pytest.raises(KeyboardInterrupt), store.transaction() as db:
-        db.execute("INSERT INTO meta VALUES ('a', 'b')")
-        raise KeyboardInterrupt
+    def interrupted() -> None:
+        with store.transaction() as db:
+            db.execute("INSERT INTO meta VALUES ('a', 'b')")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert store.meta("a") is None
     store.set_meta("a", "c")
     assert store.meta("a") == "c"
@@ -169,7 +173,9 @@ def test_the_files_are_private(tmp_path: Path) -> None:
     try:
         with closing(Store(str(tmp_path / "new" / "shop.sqlite"))) as store:
             store.set_meta("a", "b")
-            modes = {name: stat.S_IMODE(os.stat(tmp_path / "new" / name).st_mode) for name in os.listdir(tmp_path / "new")}
+            modes = {
+                name: stat.S_IMODE(os.stat(tmp_path / "new" / name).st_mode) for name in os.listdir(tmp_path / "new")
+            }
     finally:
         os.umask(before)
     assert set(modes) == {"shop.sqlite", "shop.sqlite-wal", "shop.sqlite-shm"}
@@ -506,7 +512,6 @@ def test_a_full_disk_leaves_a_clean_state(store: Store) -> None:
         (pages,) = db.execute("PRAGMA page_count").fetchone()
         db.execute(f"PRAGMA max_page_count = {pages}")
     before = contents(store.path)
-    refused = 0
     for attempt in range(3):
         many = [trace_of(span, {"x": "y" * 4000}) for span in range(50)]
         with pytest.raises(sqlite3.OperationalError, match="full"):
@@ -516,7 +521,6 @@ def test_a_full_disk_leaves_a_clean_state(store: Store) -> None:
             delta.at((REQUEST_DURATION, f'{{"http.route": "/{attempt}/{place}"}}'), 1000).add(Total(1))
         with pytest.raises(sqlite3.OperationalError, match="full"):
             store.commit_drain(delta, [(3, row_of(position=503))], {}, 10_000)
-        refused += 1
         assert contents(store.path) == before
     with store.transaction() as db:
         db.execute("PRAGMA max_page_count = 1000000")
