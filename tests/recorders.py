@@ -264,6 +264,10 @@ class Script:
         assert line, self.end()
         return line.rstrip("\n")
 
+    def close_input(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+
     def end(self, timeout_s: float = 60.0) -> tuple[str, str]:
         """Close its input and wait until it ends; what it printed meanwhile, and what it complained of."""
         return self.process.communicate(timeout=timeout_s)

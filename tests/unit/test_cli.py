@@ -427,7 +427,13 @@ def collector() -> Iterator[_Server]:
 def test_check_of_a_good_ini(run: Run, tmp_path: Path) -> None:
     result = run("check", ini_of(tmp_path, "apdex_t_s = 0.25"))
     assert (result.status, result.errors) == (0, "")
-    for expected in ("the loader finds all of [main]", "apdex_t_s", "0.25 s", "no endpoint", "shop.sqlite: made at the first request"):
+    for expected in (
+        "the loader finds all of [main]",
+        "apdex_t_s",
+        "0.25 s",
+        "no endpoint",
+        "shop.sqlite: made at the first request",
+    ):
         assert expected in result.output
     assert "✗" not in result.output
     assert "!" not in result.output

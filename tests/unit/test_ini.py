@@ -98,7 +98,8 @@ def test_a_filter_within_a_filter(write: Write) -> None:
 
 def test_values_are_interpolated_as_the_loader_does(write: Write) -> None:
     path = write(
-        "[DEFAULT]\nteam = red\n[filter:agent]\nuse = egg:paste_agent\nservice_name = %(team)s-shop\nstore = %(here)s/s\n"
+        "[DEFAULT]\nteam = red\n[filter:agent]\nuse = egg:paste_agent\n"
+        "service_name = %(team)s-shop\nstore = %(here)s/s\n"
     )
     (found,) = ini.services(path, {})
     assert (found.service_name, found.store) == ("red-shop", f"{Path(path).parent}/s")

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from paste_agent import kept
+from paste_agent import lead as lead_module
 from paste_agent.lead import Lead, _busy, _Tracked
 from paste_agent.metrics import Reading
 from paste_agent.recorder import layout
@@ -88,6 +89,16 @@ def test_a_living_process_is_drained_but_for_what_is_young(recorder: Recorder, d
         (row,) = lead.store.recorders()
         assert (row.position, row.requests, row.state, row.pid) == (3, 3, RUNNING, os.getpid())
     assert recorders_in(directory) != []
+
+
+def test_what_has_just_ended_is_young(recorder: Recorder, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert lead_module.YOUTH_NS == S // 10
+    monkeypatch.setattr(lead_module, "YOUTH_NS", 3600 * S)
+    serve(recorder)
+    with leading(directory) as lead:
+        assert lead.drain() == 0
+        monkeypatch.setattr(lead_module, "YOUTH_NS", 0)
+        assert lead.drain() == 1
 
 
 def test_what_was_young_is_counted_later(recorder: Recorder, directory: Path) -> None:

@@ -11,10 +11,13 @@ from pathlib import Path
 import pytest
 
 from paste_agent import kept, reporter, runtime_dir
+from paste_agent.lease import Holder, Lease
 from paste_agent.recorder import layout
 from paste_agent.store.store import ENDED, LOST, Store
 from tests.recorders import Script, requests_of, run_script, scripts, settings_of, warnings
+from tests.serving import wait_for
 
+NOBODY = Holder("", 0)
 #: Serves as many requests as each line of its input says, and acknowledges each on its output.
 SERVES = """
 import sys, time
@@ -151,12 +154,9 @@ def test_two_processes_that_end_at_the_same_time_are_both_counted(directory: Pat
                 assert process.hear() == "ready"
                 served(process, 50)
             for process in processes:
-                assert process.process.stdin is not None
-                process.process.stdin.close()
-                process.process.stdin = None
+                process.close_input()
             for process in processes:
                 assert process.process.wait(60) == 0
-                process.process.stdin = open(os.devnull, "w")  # noqa: SIM115 -- closed by the script's end
         assert counts_in(directory) == {(f"/route/{number}", 200): 50 * (turn + 1) for number in range(2)}
         assert left_in(directory) == []
     assert states_in(directory) == {ENDED: 8}
@@ -174,6 +174,52 @@ def test_a_process_that_ends_leaves_the_lead_to_the_other(directory: Path) -> No
                     served(other, 7)
     assert counts_in(directory) == {("/route/0", 200): 40, ("/route/1", 200): 47, ("/route/2", 200): 54}
     assert left_in(directory) == []
+
+
+#: Tells when it waits for the lease in order to complete the count.
+WAITS = FINISHES.replace(
+    "print('ready', flush=True)",
+    """
+from paste_agent import native, reporter
+
+def told(seconds, sleep=native.sleep):
+    if seconds == reporter._LEASE_POLL_S:
+        print('waits', flush=True)
+        native.sleep = sleep
+    sleep(seconds)
+
+native.sleep = told
+print('ready', flush=True)
+""",
+).replace("'131072'", "'131072', 'shutdown_timeout_s': '60'")
+
+
+def test_a_process_that_ends_waits_for_a_lead_that_ends_too(directory: Path) -> None:
+    """The arbiter, say, which may have done its last drain already."""
+    place = runtime_dir.service_dir(settings_of(directory), {})
+    arbiter = Lease(os.path.join(place, runtime_dir.LEASE), Holder("", 1))
+    assert arbiter.try_take()
+    with Script(WAITS, directory, 0) as process:
+        assert process.hear() == "ready"
+        served(process, 20)
+        process.close_input()
+        assert process.hear() == "waits"
+        arbiter.let_go()
+        assert process.hear() == "finished"
+        assert counts_in(directory) == {("/route/0", 200): 20}
+    assert left_in(directory) == []
+
+
+def test_a_process_that_ends_does_not_wait_for_a_lead_that_stays(directory: Path) -> None:
+    with Script(SERVES, directory, 0) as lead, Script(WAITS, directory, 1) as process:
+        assert lead.hear() == process.hear() == "ready"
+        served(lead, 1)
+        lease = Lease(os.path.join(runtime_dir.service_dir(settings_of(directory), {}), runtime_dir.LEASE), NOBODY)
+        wait_for(lease.holder, "the lead")
+        served(process, 20)
+        assert process.end() == ("finished\n", "")
+        assert lead.end() == ("", "")
+    assert counts_in(directory) == {("/route/0", 200): 1, ("/route/1", 200): 20}
 
 
 def test_the_lead_is_killed_and_nothing_is_lost(directory: Path) -> None:

@@ -93,10 +93,9 @@ def test_chance_prefers_no_place_within_a_second(seed: int) -> None:
 
 
 def test_few_requests_are_all_kept_by_chance() -> None:
-    one, number, found = sampler(random=12), 0, 0
-    for _ in range(600):
+    one, found = sampler(random=12), 0
+    for number in range(600):
         found += len(kept(one, range(number, number + 1)))
-        number += 1
         one.tick(10.0, 1)
     assert found == 600
 

@@ -32,7 +32,7 @@ def refused(environ: Mapping[str, str] | None = None, /, **local_conf: str) -> s
 
 #: A few of each kind: the value as text, and as read.
 GOOD: dict[str, list[tuple[str, object]]] = {
-    "boolean": [("true", True), ("Yes", True), (" ON ", True), ("1", True), ("false", False), ("NO", False), ("0", False)],
+    "boolean": [("true", True), ("Yes", True), (" ON ", True), ("1", True), ("false", False), ("NO", False)],
     "seconds": [("60", 60.0), ("0.001", 0.001), (" 1e3 ", 1000.0), ("1e9", 1e9)],
     "per minute": [("0", 0.0), ("0.5", 0.5), ("600", 600.0)],
     "text": [("shop", "shop"), (" caf\u00e9 1 ", "caf\u00e9 1"), ("x" * 255, "x" * 255)],

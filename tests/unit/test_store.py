@@ -15,6 +15,7 @@ import pytest
 from paste_agent.aggregate import OVERFLOW, REQUEST_DURATION, Delta, Total
 from paste_agent.errors import StoreError
 from paste_agent.kept import TraceRow
+from paste_agent.recorder import lock
 from paste_agent.store import schema
 from paste_agent.store.opening import name_instance, open_store
 from paste_agent.store.store import (
@@ -28,7 +29,7 @@ from paste_agent.store.store import (
     pack_buckets,
     unpack_buckets,
 )
-from tests.recorders import count_of, run_script, scripts, settings_of, silent
+from tests.recorders import Script, count_of, run_script, scripts, settings_of, silent
 
 
 @pytest.fixture
@@ -344,6 +345,17 @@ def test_two_that_are_corrupt_in_the_same_second_are_both_kept(tmp_path: Path) -
     assert kept == {b"first" * 1000, b"second" * 1000, b"third" * 1000}
 
 
+#: Tells of its first wait for somebody else.
+TELLS = """
+from paste_agent import native
+
+def told(seconds, sleep=native.sleep):
+    print('waits', flush=True)
+    native.sleep = sleep
+    sleep(seconds)
+
+native.sleep = told
+"""
 OPEN = """
 import sys
 from pathlib import Path
@@ -374,6 +386,36 @@ def test_processes_that_find_it_corrupt_at_once_share_the_new_one(tmp_path: Path
     assert [(tmp_path / name).read_bytes() for name in asides] == [before]
     with closing(Store(str(path), read_only=True)) as store:
         assert store.counters() == {("opened", "{}"): 5}
+
+
+def test_a_process_waits_for_another_that_sets_the_store_aside(tmp_path: Path) -> None:
+    path = tmp_path / "shop.sqlite"
+    _noise(path)
+    held = os.open(tmp_path, os.O_RDONLY)
+    assert lock.try_lock(held)
+    with Script(TELLS + OPEN, tmp_path) as process:
+        assert process.hear() == "ready"
+        process.say()
+        assert process.hear() == "waits"
+        path.rename(tmp_path / "aside")
+        with closing(Store(str(path))) as store:
+            store.add_counter("opened", "{}", 1)
+            os.close(held)
+            assert process.end() == (f"{path}\n", "")
+            assert store.counters() == {("opened", "{}"): 2}
+    assert not [name for name in os.listdir(tmp_path) if ".corrupt-" in name]
+
+
+def test_a_process_waits_for_another_that_reads_while_it_makes_the_store(tmp_path: Path) -> None:
+    path = tmp_path / "shop.sqlite"
+    with closing(sqlite3.connect(path, isolation_level=None)) as other, Script(TELLS + OPEN, tmp_path) as process:
+        other.execute("BEGIN")
+        other.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        assert process.hear() == "ready"
+        process.say()
+        assert process.hear() == "waits"
+        other.execute("COMMIT")
+        assert process.end() == (f"{path}\n", "")
 
 
 def _newer(path: Path) -> None:
