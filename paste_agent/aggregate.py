@@ -163,11 +163,14 @@ class Folder:
         self._apdex = apdex
         self._keys: dict[int, SeriesKey] = {}
 
-    def fold(self, delta: Delta, data: bytes, position: int, ready_ns: int, wall_offset_ns: int) -> Run:
+    def fold(
+        self, delta: Delta, data: bytes, position: int, ready_ns: int, wall_offset_ns: int, read_ns: int = 0
+    ) -> Run:
         """Fold the records of `data`, which begins with number `position`, up to the first that is not ready.
 
         ready_ns: a record that ended after it, ns of the monotonic clock, is left for the next drain.
         wall_offset_ns: to be added to the monotonic clock to give the time since the epoch.
+        read_ns: when `data` was read, where that may be long after `ready_ns`: a lead that was stopped in between.
         """
         kept: list[int] = []
         served_ns = 0
@@ -178,7 +181,7 @@ class Folder:
             if body[5] != position + 1:
                 break
             if end_ns > ready_ns:
-                if end_ns <= ready_ns + _FUTURE_NS:
+                if end_ns <= max(ready_ns, read_ns) + _FUTURE_NS:
                     break
                 position += 1  # noise
                 continue

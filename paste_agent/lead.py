@@ -252,7 +252,8 @@ class Lead:
         end = position + 2 * reader.geometry.records  # a forged file may go on for ever, a ring does not
         while position < end:
             data = reader.chunk(position, _CHUNK)
-            run = folder.fold(drain.delta, data, position, ready_ns, drain.wall_offset_ns)
+            read_ns = time.perf_counter_ns()
+            run = folder.fold(drain.delta, data, position, ready_ns, drain.wall_offset_ns, read_ns)
             for number in run.kept[: max(0, _MAX_TRACES - rebuilt)]:
                 at = (number - position) * layout.RECORD_SIZE + layout.RECORD_BODY_AT
                 body = layout.RECORD_BODY.unpack_from(data, at)

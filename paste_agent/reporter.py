@@ -67,13 +67,16 @@ class Reporter:
 
     def _run(self) -> None:
         try:
-            self._recorder.set_word(layout.W_CONCURRENCY, probes.concurrency())
-            sleep_s = 0.0  # the first round at once: a worker that lives for a moment is seen all the same
+            sleep_s = self._guarded(self._begin)
             while not self._stop.wait(sleep_s):
                 sleep_s = self._guarded(self._tick)
             self._guarded(self._last)
         finally:
             self._done.set()
+
+    def _begin(self) -> float:
+        self._recorder.set_word(layout.W_CONCURRENCY, probes.concurrency())
+        return 0.0  # the first round at once: a worker that lives for a moment is seen all the same
 
     def _guarded(self, step: Callable[[], float]) -> float:
         try:

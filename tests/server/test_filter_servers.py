@@ -203,6 +203,19 @@ def listens(port: int) -> bool:
     return True
 
 
+def group(leader: int) -> list[int]:
+    """The living processes of a group, without those that nobody has reaped."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, process_group = path.read_text().rpartition(") ")[2].split()[:3]
+        except OSError:
+            continue  # just gone
+        if int(process_group) == leader and state != "Z":
+            found.append(int(path.parent.name))
+    return found
+
+
 @contextmanager
 def served(here: Path, way: Way) -> Iterator[tuple[Served, Client]]:
     """A server that listens, and a client of it. At the end it is stopped, and the store compared with the client."""
@@ -226,7 +239,8 @@ def served(here: Path, way: Way) -> Iterator[tuple[Served, Client]]:
         else:
             server.send(way.stop)
         server.process.wait(30)
-        wait_for(lambda: not listens(port), "the port to be free")
+        # A reloader's monitor may end before what it monitors.
+        wait_for(lambda: not group(server.pid), "the processes of the server to end")
         assert "fault of the agent" not in server.output()
         expect(here, client.seen)
 
@@ -248,7 +262,6 @@ def stored(here: Path) -> dict[Key, int]:
 
 
 def expect(here: Path, seen: Counter[Key]) -> None:
-    wait_for(lambda: (here / "store.sqlite").exists(), "the store")
     assert stored(here) == dict(seen)
 
 

@@ -1046,7 +1046,7 @@ class Broken:
     def __getattr__(self, name: str) -> Any:
         raise OSError("gone")
 
-    def __getitem__(self, place: object) -> Any:
+    def __getitem__(self, *place: object) -> Any:
         raise OSError("gone")
 
     __setitem__ = __call__ = __getitem__  # type: ignore[assignment]

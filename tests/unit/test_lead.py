@@ -93,12 +93,30 @@ def test_a_living_process_is_drained_but_for_what_is_young(recorder: Recorder, d
 
 def test_what_has_just_ended_is_young(recorder: Recorder, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert lead_module.YOUTH_NS == S // 10
-    monkeypatch.setattr(lead_module, "YOUTH_NS", 3600 * S)
+    monkeypatch.setattr(lead_module, "YOUTH_NS", 30 * S)
     serve(recorder)
     with leading(directory) as lead:
         assert lead.drain() == 0
         monkeypatch.setattr(lead_module, "YOUTH_NS", 0)
         assert lead.drain() == 1
+
+
+def test_a_lead_that_was_stopped_in_the_middle_of_a_drain_loses_nothing(
+    recorder: Recorder, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock_ns = time.perf_counter_ns
+    for _ in range(3):
+        leave(recorder, series_of(recorder))
+    with leading(directory) as lead:
+
+        def two_minutes_ago() -> int:
+            monkeypatch.undo()
+            return clock_ns() - 120 * S
+
+        monkeypatch.setattr(time, "perf_counter_ns", two_minutes_ago)
+        assert lead.drain() == 0
+        assert lead.drain() == 3
+        assert count_of(lead.store) == 3
 
 
 def test_what_was_young_is_counted_later(recorder: Recorder, directory: Path) -> None:
