@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import linecache
 from collections.abc import Mapping
-from urllib.parse import parse_qsl, quote
+from urllib.parse import quote, unquote
 
 from paste_agent.kept import TraceRow
 from paste_agent.naming import KNOWN_METHODS
@@ -82,9 +82,13 @@ def _text(value: str) -> str:
 
 
 def redacted(query: str) -> str:
-    """A query string with its names and without its values."""
-    pairs = parse_qsl(_text(query), keep_blank_values=True)
-    return "&".join(f"{quote(name, errors='replace')}=REDACTED" for name, _ in pairs)
+    """A query string with its names and without its values; what has no name may be a secret itself."""
+    redacted_parts: list[str] = []
+    for part in _text(query).split("&"):
+        name, equals, _ = part.partition("=")
+        name = quote(unquote(name, errors="replace"), errors="replace")
+        redacted_parts.append(f"{name}=REDACTED" if equals else "REDACTED" if part else "")
+    return "&".join(filter(None, redacted_parts))
 
 
 def stacktrace(raised: Raised) -> str:

@@ -34,6 +34,8 @@ _PATIENCE_NS = 60_000_000_000
 _MAX_TRACES = 4096
 #: Records folded before other threads get their turn: well below a millisecond.
 _CHUNK = 512
+#: No process of an earlier boot lived longer.
+_LONGEST_LIFE_NS = 10 * 366 * 86_400 * 1_000_000_000
 _BUSY_WINDOW_S = 60.0
 _TIDY_EVERY_S = 60.0
 _UNFINISHED = ".new"
@@ -222,8 +224,7 @@ class Lead:
         words = reader.words()
         closed = bool(words[layout.W_CLOSED])
         final = dead or closed
-        ready_ns = time.perf_counter_ns() if final else drain.now_ns - YOUTH_NS
-        folded = self._fold(drain, tracked, ready_ns, final)
+        folded = self._fold(drain, tracked, final)
         drain.count(metrics.RECORDS_DROPPED, folded.missing, {metrics.REASON: "unwritten"})
         in_flight = [] if final else reader.in_flight()
         drain.in_flight.extend(in_flight)
@@ -245,19 +246,20 @@ class Lead:
         drain.rows.append((tracked, fresh, served_ns))
         return final
 
-    def _fold(self, drain: _Drain, tracked: _Tracked, ready_ns: int, final: bool) -> _Folded:
+    def _fold(self, drain: _Drain, tracked: _Tracked, final: bool) -> _Folded:
         """Fold the records of one recorder that are ready."""
         reader, folder = tracked.reader, tracked.folder
+        ready_ns, offset_ns = _times(drain, reader, final)
         position, missing, served_ns, rebuilt = tracked.row.position, 0, 0, 0
         end = position + 2 * reader.geometry.records  # a forged file may go on for ever, a ring does not
         while position < end:
             data = reader.chunk(position, _CHUNK)
             read_ns = time.perf_counter_ns()
-            run = folder.fold(drain.delta, data, position, ready_ns, drain.wall_offset_ns, read_ns)
+            run = folder.fold(drain.delta, data, position, ready_ns, offset_ns, read_ns)
             for number in run.kept[: max(0, _MAX_TRACES - rebuilt)]:
                 at = (number - position) * layout.RECORD_SIZE + layout.RECORD_BODY_AT
                 body = layout.RECORD_BODY.unpack_from(data, at)
-                drain.traces.append(_bare_row(reader.ids(number), body, folder, drain.wall_offset_ns))
+                drain.traces.append(_bare_row(reader.ids(number), body, folder, offset_ns))
             rebuilt += len(run.kept)
             reached = run.position
             if reached == position:
@@ -343,6 +345,14 @@ class Lead:
             attributes = {"http.request.method": method, "url.scheme": scheme}
             readings.append(Reading(metrics.ACTIVE_REQUESTS, attributes, count))
         return readings
+
+
+def _times(drain: _Drain, reader: Reader, final: bool) -> tuple[int, int]:
+    """Up to which end records are read, ns of their monotonic clock, and what makes that clock the time of day."""
+    if not reader.is_of_this_boot:
+        # The clock has begun anew since: the recorder's own times are all there is.
+        return reader.opened_ns + _LONGEST_LIFE_NS, reader.opened_at_ns - reader.opened_ns
+    return time.perf_counter_ns() if final else drain.now_ns - YOUTH_NS, drain.wall_offset_ns
 
 
 @dataclass(frozen=True)

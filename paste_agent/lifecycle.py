@@ -59,7 +59,8 @@ class Agent:
     def finish(self) -> None:
         """The process ends: the last drain and export, in the time that `shutdown_timeout_s` gives."""
         recorder, reporter = self._recorder, self._reporter
-        self.serving = self._reporter = None
+        # What is still recorded after this opens another recorder: this one's last records are about to be read.
+        self.serving = self._recorder = self._reporter = None
         if recorder is not None:
             recorder.mark_closed()
         if reporter is not None:

@@ -92,7 +92,8 @@ class Reporter:
         recorder = self._recorder
         recorder.set_words(layout.W_PROBED_AT, probes.probe().words())
         finished, self._finished = recorder.last - self._finished, recorder.last
-        recorder.sampler.tick(elapsed_s, finished)
+        recorder.sampler.tick(elapsed_s, finished, recorder.last)
+        recorder.grow()
         self._write_kept()
         with native.UNDIVIDED:
             leads = self._lease.try_take()

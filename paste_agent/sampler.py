@@ -86,10 +86,10 @@ class Sampler:
                 why |= KEPT_RANDOM
         return why
 
-    def tick(self, elapsed_s: float, finished: int) -> None:
+    def tick(self, elapsed_s: float, finished: int, last: int) -> None:
         """Refill the buckets, and fit the chance to the traffic. For the reporter alone.
 
-        finished: transactions that ended in these `elapsed_s` seconds.
+        finished: transactions that ended in these `elapsed_s` seconds. last: number of the last one.
         """
         for bucket in (self._parent, self._random, self._slow, self._failed):
             bucket.refill(elapsed_s)
@@ -98,7 +98,11 @@ class Sampler:
         per_minute = finished * 60 / elapsed_s
         wanted = min(1.0, self._per_minute / per_minute) if per_minute else 1.0
         # Half the way each time: a burst of one second does not decide for the next.
-        self._chance = (self._chance + wanted) / 2
+        before, self._chance = self._chance, (self._chance + wanted) / 2
+        if self._chance > before:
+            # Drawn when there was more traffic, the next one may be very far. To draw again is fair: what chance has
+            # not picked so far says nothing about what it picks next.
+            self.next_random = min(self.next_random, last + self._gap())
 
     def _gap(self) -> int:
         """How many transactions further chance picks the next: each has the same chance, drawn once for all."""

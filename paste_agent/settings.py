@@ -139,7 +139,8 @@ def _as_it_is(text: str) -> str:
 
 
 def _negated(text: str) -> str:
-    return str(not _boolean(text))
+    # OpenTelemetry's specification: true, in any case, is true; anything else is false.
+    return str(text.strip().lower() != "true")
 
 
 def _milliseconds(text: str) -> str:

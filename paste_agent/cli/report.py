@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import sqlite3
-import struct
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -24,7 +22,7 @@ from paste_agent.cli.target import Target, target_of
 from paste_agent.errors import RuntimeDirError, StoreError
 from paste_agent.log import Warnings
 from paste_agent.runtime_dir import existing_service_dir
-from paste_agent.store.store import SeriesTotal, Store
+from paste_agent.store.store import READ_ERRORS, SeriesTotal, Store
 from paste_agent.store.summary import figures, overall, summarize, trace_name
 
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
@@ -75,7 +73,7 @@ def _read(path: str, service: str | None, since: float | None) -> tuple[dict[str
         name = target.settings.service_name if target.settings else (store.meta("service.name") or target.store)
         summary = summarize(store, name, start_s, end_s)
         series = [found for found in store.totals_between(start_s, end_s) if found.metric == REQUEST_DURATION]
-    except (sqlite3.Error, ValueError, struct.error) as error:  # its pages may hold anything
+    except READ_ERRORS as error:  # its pages may hold anything
         raise StoreError(f"{target.store}: cannot be read: {error}") from None
     finally:
         store.close()
@@ -93,7 +91,7 @@ def _catch_up(target: Target) -> None:
     if directory is not None and os.access(target.store, os.W_OK):
         try:
             reporter.catch_up(target.settings, directory, Warnings(target.settings.service_name))
-        except (OSError, sqlite3.Error):
+        except (OSError, *READ_ERRORS):
             pass  # busy, or full: what the store has can be read all the same
 
 

@@ -19,7 +19,8 @@ header:
     24    Q    time of opening, ns since the epoch
     32    Q    time of opening, ns of the monotonic clock
     40    QQQ  records, slots, series
-    64    Q*64 words, see the W_ constants: each is written whole by one owner
+    64    16s  boot of the host: the monotonic clock of another one says nothing; NUL where the platform has none
+    80    Q*64 words, see the W_ constants: each is written whole by one owner
     1024  256s service name, UTF-8, NUL-padded
 
 slot: (start 0: free)
@@ -62,9 +63,9 @@ MAGIC = b"pasteagt"
 VERSION = 1
 SUFFIX = ".recorder"
 
-HEADER = struct.Struct("<8sIIQQQQQQ")
+HEADER = struct.Struct("<8sIIQQQQQQ16s")
 HEADER_SIZE = 4096
-WORDS_AT = 64
+WORDS_AT = 80
 WORD_COUNT = 64
 SERVICE_AT = 1024
 SERVICE_SIZE = 256
@@ -180,6 +181,15 @@ def decode_fields(payload: bytes) -> list[str | None]:
         fields.append(payload[at : at + length].decode("utf-8", "ignore"))
         at += length
     return fields
+
+
+def boot_id() -> bytes:
+    """16 bytes that this boot of the host has and no other; zeros where the platform has none."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            return bytes.fromhex(file.read().strip().replace("-", "")).ljust(16, b"\0")[:16]
+    except (OSError, ValueError):
+        return bytes(16)
 
 
 def attributes_of(names: Sequence[str], fields: Iterable[str | None]) -> dict[str, str | int]:

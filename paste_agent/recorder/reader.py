@@ -59,7 +59,7 @@ class Reader:
         if len(head) < layout.HEADER_SIZE:
             raise BadRecorder("shorter than its header")
         magic, version, header_size, *numbers = layout.HEADER.unpack_from(head)
-        pid, opened_at_ns, opened_ns, records, slots, series = numbers
+        pid, opened_at_ns, opened_ns, records, slots, series, boot_id = numbers
         if magic != layout.MAGIC:
             raise BadRecorder("does not begin as a recorder does")
         if version != layout.VERSION or header_size != layout.HEADER_SIZE:
@@ -73,6 +73,8 @@ class Reader:
         self.pid: int = pid
         self.opened_at_ns: int = opened_at_ns
         self.opened_ns: int = opened_ns
+        #: Whether its times are of the monotonic clock that runs now.
+        self.is_of_this_boot: bool = boot_id == layout.boot_id()
 
     @classmethod
     def of_file(cls, path: str) -> Reader:

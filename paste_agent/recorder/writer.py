@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 SLACK = 256
 #: Kept transactions that wait for the reporter; a token bucket lets fewer through in the second that it sleeps.
 MAX_KEPT = 2048
+#: Slots, and entries for series, that have memory behind them from the start, and are added when they run short.
+_STEP_SLOTS = 64
+_STEP_SERIES = 512
+#: Entries that are left for the series that hold the rest.
+_RESERVE = 8
 #: Spellings of one series (`200 OK`, `200 Fine`) that are remembered beside it.
 _SPELLINGS = 4
 
@@ -42,12 +47,15 @@ class Recorder:
         "_by_fields",
         "_by_number",
         "_entries",
+        "_free",
         "_ids",
         "_kinds",
         "_lock_fd",
         "_max_series",
         "_next_dropped",
         "_next_unslotted",
+        "_series_ready",
+        "_slots_ready",
         "buffer",
         "geometry",
         "id",
@@ -99,7 +107,7 @@ class Recorder:
             self.buffer[: len(header)] = header
         else:
             self.path = os.path.join(directory, self.id + layout.SUFFIX)
-            self._lock_fd, self.buffer = _locked_file(self.path, header, self.geometry.size)
+            self._lock_fd, self.buffer = _locked_file(self.path, header, self.geometry)
         self.longs = memoryview(self.buffer).cast("Q")
         self.records = records
         self.ring_at = self.geometry.ring_at
@@ -107,9 +115,12 @@ class Recorder:
         self.started = count(1).__next__
         self.last = -1
         self.limit = records - SLACK
-        free = [self.geometry.slots_at + slot * layout.SLOT_SIZE for slot in reversed(range(slots))]
-        self.pop_slot = free.pop
-        self.push_slot = free.append
+        self._slots_ready = 0
+        self._series_ready = min(_STEP_SERIES, self.geometry.series)
+        self._free: list[int] = []
+        self._add_slots()
+        self.pop_slot = self._free.pop
+        self.push_slot = self._free.append
         self.kept: deque[KeptTransaction] = deque(maxlen=MAX_KEPT)
         self.series: dict[ServerKey, int] = {}
         self._by_fields: dict[tuple[int, tuple[str | None, ...]], int] = {}
@@ -133,6 +144,7 @@ class Recorder:
             geometry.records,
             geometry.slots,
             geometry.series,
+            layout.boot_id(),
         )
         name = service.encode("utf-8", "replace")[: layout.SERVICE_SIZE]
         return head.ljust(layout.SERVICE_AT, b"\0") + name.ljust(layout.SERVICE_SIZE, b"\0")
@@ -187,8 +199,8 @@ class Recorder:
         if kind & KIND_OVERFLOW == 0 and self._kinds.get(kind, 0) >= self._max_series:
             return self._intern(kind | KIND_OVERFLOW, ())
         number = self._entries()
-        if number >= self.geometry.series:
-            raise OverflowError("no entry left in the table of series")
+        if number >= self._series_ready - _RESERVE and not kind & KIND_OVERFLOW and not self._back_series():
+            return self._intern(kind | KIND_OVERFLOW, ())
         self._kinds[kind] = self._kinds.get(kind, 0) + 1
         payload = layout.encode_fields(fields)
         at = self.geometry.series_at + number * layout.SERIES_SIZE
@@ -236,6 +248,42 @@ class Recorder:
         """What the drain of this process's own recorder writes: how far it has come."""
         self.buffer[at : at + len(data)] = data
 
+    def grow(self) -> None:
+        """Put memory behind more slots and series before they are needed. For the reporter: these are system calls."""
+        if len(self._free) < _STEP_SLOTS // 2 and self._slots_ready < self.geometry.slots:
+            first = self.geometry.slots_at + self._slots_ready * layout.SLOT_SIZE
+            if self._back(first, _STEP_SLOTS * layout.SLOT_SIZE):
+                self._add_slots()
+        if len(self._by_number) > self._series_ready - _STEP_SERIES // 2:
+            self._back_series()
+
+    def _add_slots(self) -> None:
+        """Make the next slots free to be taken, the lowest first."""
+        last = min(self._slots_ready + _STEP_SLOTS, self.geometry.slots)
+        at = self.geometry.slots_at
+        self._free[:0] = [at + slot * layout.SLOT_SIZE for slot in reversed(range(self._slots_ready, last))]
+        self._slots_ready = last
+
+    def _back_series(self) -> bool:
+        """Whether there are more entries for series now."""
+        if self._series_ready >= self.geometry.series:
+            return False
+        first = self.geometry.series_at + self._series_ready * layout.SERIES_SIZE
+        if not self._back(first, _STEP_SERIES * layout.SERIES_SIZE):
+            return False
+        self._series_ready = min(self._series_ready + _STEP_SERIES, self.geometry.series)
+        return True
+
+    def _back(self, at: int, size: int) -> bool:
+        """Have the file system set memory aside: to write where it has none left is a SIGBUS, not an error."""
+        if self._lock_fd < 0:
+            return True
+        try:
+            _allocate(self._lock_fd, at, min(size, self.geometry.size - at))
+        except OSError:
+            return False
+        return True
+
     def mark_closed(self) -> None:
         """Say that the process ends in order and that no further record follows."""
         self.set_word(layout.W_CLOSED, 1)
@@ -257,12 +305,20 @@ class Recorder:
 _NUMBER = struct.Struct("<I")
 
 
-def _locked_file(path: str, header: bytes, size: int) -> tuple[int, mmap.mmap]:
+def _allocate(descriptor: int, at: int, size: int) -> None:
+    """Set memory aside for a part of a file. Raises OSError where there is none."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(descriptor, at, size)
+
+
+def _locked_file(path: str, header: bytes, geometry: layout.Geometry) -> tuple[int, mmap.mmap]:
     """Make the file of a recorder and map it; returns the descriptor that holds its lock, and the mapping.
 
     It gets its name only once it is locked and has its header: a lead that looked in between would take it for a dead
     process's. The mapping is made through a second descriptor, since `mmap` keeps a copy of the one that it is given,
     and a copy that a child inherits would keep the lock alive after the parent's death.
+
+    Only what is used from the start gets memory here, the ring above all; `Recorder.grow` sees to the rest.
     """
     unfinished = f"{path}.new"
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -270,11 +326,14 @@ def _locked_file(path: str, header: bytes, size: int) -> tuple[int, mmap.mmap]:
     try:
         if not lock.try_lock(lock_fd):
             raise BlockingIOError(f"{unfinished}: locked by another process")
-        os.ftruncate(lock_fd, size)
+        os.ftruncate(lock_fd, geometry.size)
+        _allocate(lock_fd, 0, geometry.slots_at + min(_STEP_SLOTS, geometry.slots) * layout.SLOT_SIZE)
+        _allocate(lock_fd, geometry.series_at, min(_STEP_SERIES, geometry.series) * layout.SERIES_SIZE)
+        _allocate(lock_fd, geometry.ring_at, geometry.size - geometry.ring_at)
         os.pwrite(lock_fd, header, 0)
         map_fd = os.open(unfinished, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
-            buffer = mmap.mmap(map_fd, size)
+            buffer = mmap.mmap(map_fd, geometry.size)
         finally:
             os.close(map_fd)
         os.rename(unfinished, path)

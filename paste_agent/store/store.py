@@ -30,6 +30,9 @@ _CACHE_KIB = 512
 #: Begins the path of a store in memory, an SQLite URI that further connections of this process can open as well.
 MEMORY = "file:paste-agent"
 
+#: What reading may raise: somebody else may have written to the file.
+READ_ERRORS = (sqlite3.Error, ValueError, struct.error)
+
 WAITING, SENT, REFUSED = 0, 1, 2
 #: States of a recorder's process.
 RUNNING, ENDED, LOST = "running", "ended", "lost"

@@ -28,7 +28,7 @@ from webob import exc
 from paste_agent import filter as agent_filter
 from paste_agent import lifecycle, settings
 from paste_agent.aggregate import QUEUE_DURATION, REQUEST_DURATION, Apdex, Delta, Folder
-from paste_agent.recorder import layout
+from paste_agent.recorder import layout, writer
 from paste_agent.recorder.reader import Reader
 from paste_agent.store.store import Store
 from paste_agent.transaction import Transaction
@@ -63,12 +63,15 @@ class Measured:
             {},
         )
         self.agent = lifecycle.agent_of(self.settings)
+        self._recorder: Any = None
 
     def around(self, app: App) -> agent_filter.AgentFilter:
         return agent_filter.AgentFilter(app, self.agent)
 
     def recorder(self) -> Any:
-        return self.agent.open()
+        """The first one, also when the service has ended."""
+        self._recorder = self._recorder or self.agent.open()
+        return self._recorder
 
     def reader(self) -> Reader:
         recorder = self.recorder()
@@ -103,6 +106,7 @@ class Measured:
 
     def kept(self) -> list[str]:
         """Stack traces of the kept failures, from the store; ends the service."""
+        self.recorder()
         self.agent.finish()
         store = Store(self.settings.store, read_only=True)
         try:
@@ -114,6 +118,7 @@ class Measured:
 
     def stored(self) -> dict[Key, int]:
         """The same as `counts` from the store; ends the service."""
+        self.recorder()
         self.agent.finish()
         store = Store(self.settings.store, read_only=True)
         try:
@@ -984,7 +989,8 @@ def test_making_a_filter_makes_nothing_else(tmp_path: Path) -> None:
 # -- bounds and faults ---------------------------------------------------------------------------------------------
 
 
-def test_more_requests_in_flight_than_slots(service: Measured) -> None:
+def test_more_requests_in_flight_than_slots(service: Measured, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "_STEP_SLOTS", layout.SLOTS)
     app = service.around(fine)
     open_ones: list[Any] = [app(environ_of(), Server().start_response) for _ in range(layout.SLOTS + 5)]
     assert len(service.reader().in_flight()) == layout.SLOTS

@@ -37,7 +37,7 @@ HOMES = {
     "requests": ["exporters.otlp", "cli.demo_traffic"],
     "opentelemetry": ["exporters"],
     "google": ["exporters"],
-    "sqlite3": ["store", "lead", "leadership", "demo", "cli.report"],
+    "sqlite3": ["store", "lead", "leadership", "demo"],
     "rich": ["cli"],
     "click": ["cli"],
     "pyramid": ["instrument.pyramid"],

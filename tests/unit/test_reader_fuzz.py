@@ -51,7 +51,7 @@ def forged(
     data = bytearray(geometry.size)
     layout.HEADER.pack_into(
         data, 0, layout.MAGIC, layout.VERSION, layout.HEADER_SIZE, pid, opened_ns, opened_ns,
-        geometry.records, geometry.slots, geometry.series,
+        geometry.records, geometry.slots, geometry.series, layout.boot_id(),
     )  # fmt: skip
     for index, word in (words or {}).items():
         struct.pack_into("<Q", data, layout.WORDS_AT + 8 * index, word)
@@ -168,7 +168,7 @@ def test_no_header_makes_the_reader_fail(
     tmp_path: Path, counts: tuple[int, int, int], pid: int, opened: tuple[int, int], version: int, size: int
 ) -> None:
     data = bytearray(GEOMETRY.size)
-    layout.HEADER.pack_into(data, 0, layout.MAGIC, version, size, pid, *opened, *counts)
+    layout.HEADER.pack_into(data, 0, layout.MAGIC, version, size, pid, *opened, *counts, layout.boot_id())
     look_at_everything(written(tmp_path / "header.recorder", bytes(data)))
 
 

@@ -75,7 +75,7 @@ def test_a_service_name_of_any_length_leaves_the_header_whole(tmp_path: Path, se
 @pytest.mark.parametrize("word", [0, 1, 17, 63])
 def test_words_lie_where_they_are_documented(recorder: Recorder, reader: Reader, word: int) -> None:
     recorder.set_word(word, 0x1122334455)
-    assert struct.unpack_from("<Q", file_of(recorder), 64 + 8 * word) == (0x1122334455,)
+    assert struct.unpack_from("<Q", file_of(recorder), 80 + 8 * word) == (0x1122334455,)
     assert reader.words()[word] == recorder.word(word) == 0x1122334455
     assert sum(reader.words()) == 0x1122334455
 

@@ -35,9 +35,9 @@ def test_a_flood_keeps_at_most_the_bucket(budget: dict[str, float], request_: di
     assert kept(one, range(10_000), **request_) == [why] * 60  # type: ignore[arg-type]
     # Half a minute later there are tokens for half as many; after an hour for no more than at the start.
     for _ in range(30):
-        one.tick(1.0, 10_000)
+        one.tick(1.0, 10_000, 0)
     assert len(kept(one, range(10_000, 20_000), **request_)) == 30  # type: ignore[arg-type]
-    one.tick(3600.0, 0)
+    one.tick(3600.0, 0, 0)
     assert len(kept(one, range(20_000, 30_000), **request_)) == 60  # type: ignore[arg-type]
 
 
@@ -50,7 +50,7 @@ def test_every_bucket_is_its_own() -> None:
 def test_a_budget_of_zero_keeps_nothing() -> None:
     one = sampler()
     for _ in range(100):
-        one.tick(60.0, 10)
+        one.tick(60.0, 10, 0)
     assert kept(one, range(1000), duration_ns=1 << 40, failed=True, parent=True) == []
     assert not one.take_failed()
 
@@ -75,7 +75,7 @@ def test_chance_keeps_about_the_target(per_second: int, seed: int) -> None:
             found = 0  # the bucket was full at the start
         found += len(kept(one, range(number, number + per_second)))
         number += per_second
-        one.tick(1.0, per_second)
+        one.tick(1.0, per_second, 0)
     assert 0.8 * 12 * 29 < found <= 12 * 30
 
 
@@ -87,7 +87,7 @@ def test_chance_prefers_no_place_within_a_second(seed: int) -> None:
             if second >= 60:
                 halves[half] += len(kept(one, range(number, number + 500)))
             number += 500
-        one.tick(1.0, 1000)
+        one.tick(1.0, 1000, 0)
     # 9,400 draws in all: a fair coin stays within these bounds but once in a million years.
     assert abs(halves[0] - halves[1]) < 600
 
@@ -96,7 +96,7 @@ def test_few_requests_are_all_kept_by_chance() -> None:
     one, found = sampler(random=12), 0
     for number in range(600):
         found += len(kept(one, range(number, number + 1)))
-        one.tick(10.0, 1)
+        one.tick(10.0, 1, 0)
     assert found == 600
 
 
@@ -105,7 +105,7 @@ def test_two_seeds_choose_differently() -> None:
         one = sampler(random=600, seed=seed)
         kept(one, range(600))
         for _ in range(10):
-            one.tick(1.0, 1000)
+            one.tick(1.0, 1000, 0)
         return [number for number in range(600, 20_000) if one.decide(number, 1, failed=False, parent_sampled=False)]
 
     assert chosen(1) == chosen(1)
@@ -116,7 +116,7 @@ def test_the_request_thread_may_skip_what_decide_would_not_keep() -> None:
     """`Transaction.finish` asks only when the number has come, or another reason speaks for it."""
     one = sampler(random=6000)
     for _ in range(20):
-        one.tick(1.0, 1000)
+        one.tick(1.0, 1000, 0)
     for number in range(5000):
         due = number >= one.next_random
         assert bool(one.decide(number, 1, failed=False, parent_sampled=False)) <= due
@@ -127,7 +127,7 @@ def test_the_request_thread_may_skip_what_decide_would_not_keep() -> None:
 def test_odd_ticks(elapsed_s: float, finished: int) -> None:
     one = sampler(random=12, parent=5)
     for _ in range(200):
-        one.tick(elapsed_s, finished)
+        one.tick(elapsed_s, finished, 0)
         one.decide(1 << 50, 1, failed=False, parent_sampled=False)
     assert len(kept(one, range(1 << 60, (1 << 60) + 100), parent=True)) <= 17
 

@@ -248,8 +248,9 @@ def test_the_sdk_disabled(text: str, enabled: bool) -> None:
     assert loaded({"OTEL_SDK_DISABLED": text}, enabled="true").enabled is True
 
 
-def test_the_sdk_disabled_with_a_wrong_word() -> None:
-    assert refused({"OTEL_SDK_DISABLED": "x"}) == "OTEL_SDK_DISABLED = 'x': expected true or false"
+@pytest.mark.parametrize(("text", "enabled"), [("TRUE", False), ("1", True), ("yes", True), ("false", True)])
+def test_the_sdk_is_disabled_by_the_word_true_alone(text: str, enabled: bool) -> None:
+    assert load({}, {}, {"OTEL_SDK_DISABLED": text}).enabled is enabled
 
 
 @pytest.mark.parametrize("text", ["x", "0", "-1", "nan", "inf", "60s"])
