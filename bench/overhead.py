@@ -24,6 +24,8 @@ import tempfile
 import time
 from time import perf_counter_ns
 
+#: Where the recorder lies by default.
+MEMORY = "/dev/shm" if os.path.isdir("/dev/shm") else None
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 #: name, what it imports, whether requests carry a traceparent
 SUBJECTS = {
@@ -217,7 +219,7 @@ def child(subject, traceparent):
     # What any service has loaded already counts for nobody.
     for module in ("logging", "socket", "threading", "json", "paste.deploy", "urllib.request", "ssl", "email"):
         importlib.import_module(module)
-    with tempfile.TemporaryDirectory() as directory:
+    with tempfile.TemporaryDirectory(dir=MEMORY, ignore_cleanup_errors=True) as directory:
         before_kib = rss_kib()
         began = time.perf_counter()
         wrapped = wrapped_by(subject, directory)
@@ -252,9 +254,11 @@ def answer(value):
 class Subject:
     """A child process, asked in turns."""
 
-    def __init__(self, name, traceparent):
+    def __init__(self, name, traceparent, bytecode):
+        """bytecode: directory of what has been compiled before, as it has in any service but the first."""
         command = [sys.executable, __file__, "--child", name, *(["--traceparent"] if traceparent else [])]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        environ = {**os.environ, "PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": bytecode}
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environ)
         self.figures = {"start_ms": [json.loads(self.process.stdout.readline())["start_ms"]]}
 
     def ask(self, what, amount):
@@ -275,8 +279,10 @@ def installed(module):
         return False
 
 
-def measure(names, rounds, requests):
-    subjects = {name: Subject(name, SUBJECTS[name][1]) for name in names}
+def measure(names, rounds, requests, bytecode):
+    for name in names:
+        Subject(name, SUBJECTS[name][1], bytecode).close()
+    subjects = {name: Subject(name, SUBJECTS[name][1], bytecode) for name in names}
     try:
         for subject in subjects.values():
             subject.ask("memory", 40_000)
@@ -320,7 +326,9 @@ def main():
         return
     names = [name for name in SUBJECTS if name == "floor" or not options.only or name in options.only]
     missing = [name for name in names if not installed(SUBJECTS[name][0])]
-    figures = measure([name for name in names if name not in missing], options.rounds, options.requests)
+    names = [name for name in names if name not in missing]
+    with tempfile.TemporaryDirectory() as bytecode:
+        figures = measure(names, options.rounds, options.requests, bytecode)
     print(json.dumps(figures, indent=2)) if options.json else table(figures)
     if missing:
         print(f"not installed, so not measured: {', '.join(missing)}", file=sys.stderr)
