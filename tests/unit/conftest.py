@@ -1,0 +1,32 @@
+"""Fixtures that several files of unit tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.filtering import Measured
+
+
+@pytest.fixture
+def measure(tmp_path: Path) -> Iterator[Callable[..., Measured]]:
+    """Makes services. At the end each is finished, and its store must hold what its ring held."""
+    made: list[Measured] = []
+
+    def make(**local_conf: str) -> Measured:
+        made.append(Measured(tmp_path, **local_conf))
+        return made[-1]
+
+    yield make
+    for service in made:
+        opened = service.agent._recorder is not None
+        if opened and service.agent.serving is not None:
+            assert service.stored() == service.counts()
+        service.agent.finish()
+
+
+@pytest.fixture
+def service(measure: Callable[..., Measured]) -> Measured:
+    return measure()
