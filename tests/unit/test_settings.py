@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import pytest
 from hypothesis import given
@@ -164,7 +164,7 @@ def test_every_attribute_is_a_row_of_its_type() -> None:
     for key, hint in hints.items():
         value = getattr(found, key)
         assert value is found.values[key]
-        if isinstance(hint, type):
+        if isinstance(hint, type) and not get_args(hint):  # Python 3.10 takes Mapping[str, str] for a type
             assert type(value) is hint, key
 
 
