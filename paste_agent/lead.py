@@ -129,8 +129,10 @@ class Lead:
                 finished.append(tracked)
         # After the recorders: a row with detail takes the place of the bare one of its record.
         self._read_kept(drain)
-        slot_s = (began_ns + drain.wall_offset_ns) // 1_000_000_000 // SLOT_S * SLOT_S
-        drain.delta.at((REPORT_DURATION, NO_ATTRIBUTES), slot_s).observe(time.perf_counter_ns() - began_ns)
+        if tracked_now:  # to look at a service that has ended is no round of reporting, and adds no time to it
+            slot_s = (began_ns + drain.wall_offset_ns) // 1_000_000_000 // SLOT_S * SLOT_S
+            took = drain.delta.at((REPORT_DURATION, NO_ATTRIBUTES), slot_s)
+            took.observe(time.perf_counter_ns() - began_ns)
         drained = self._commit(drain)
         for tracked in finished:
             self._remove(tracked)

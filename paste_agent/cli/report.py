@@ -25,6 +25,8 @@ from paste_agent.runtime_dir import existing_service_dir
 from paste_agent.store.store import READ_ERRORS, SeriesTotal, Store
 from paste_agent.store.summary import figures, overall, summarize, trace_name
 
+#: Columns that a terminal needs for all figures beside a route that can be read.
+_WIDE = 100
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _SPAN = re.compile(r"([0-9]+(?:\.[0-9]+)?)([smhd])")
 
@@ -55,12 +57,13 @@ def command(path: str, since: float | None, service: str | None, limit: int, as_
     if as_json:
         click.echo(json.dumps(summary, indent=2))
         return
-    Console(highlight=False).print(_page(summary, series, seconds, limit))
+    console = Console(highlight=False)
+    console.print(_page(summary, series, seconds, limit, wide=console.width >= _WIDE))
 
 
 def page_of(path: str) -> Group:
     """What the command prints for a service: docs/generate.py makes its picture of it."""
-    return _page(*_read(path, None, None), limit=15)
+    return _page(*_read(path, None, None), limit=15, wide=True)
 
 
 def _read(path: str, service: str | None, since: float | None) -> tuple[dict[str, Any], list[SeriesTotal], float]:
@@ -106,7 +109,7 @@ def _window(store: Store, since: float | None) -> tuple[float, float]:
 # -- the page ------------------------------------------------------------------------------------------------------
 
 
-def _page(summary: dict[str, Any], series: Sequence[SeriesTotal], seconds: float, limit: int) -> Group:
+def _page(summary: dict[str, Any], series: Sequence[SeriesTotal], seconds: float, limit: int, wide: bool) -> Group:
     if not summary["requests"]:
         return Group(
             Panel(
@@ -116,7 +119,7 @@ def _page(summary: dict[str, Any], series: Sequence[SeriesTotal], seconds: float
                 box=box.ROUNDED,
             )
         )
-    parts: list[Any] = [_head(summary, overall(series), seconds), _routes(series, limit)]
+    parts: list[Any] = [_head(summary, overall(series), seconds), _routes(series, limit, wide)]
     slowest = sorted(summary["traces"], key=lambda trace: -trace["duration_s"])[:5]
     parts.append(_traces("Slowest transactions", slowest))
     failed = [trace for trace in summary["traces"] if trace["failed"]][:5]
@@ -151,7 +154,7 @@ def _figure(label: str, value: str, style: str = "") -> Text:
     return Text.assemble((label, "dim"), "\n", (value, f"bold {style}"))
 
 
-def _routes(series: Sequence[SeriesTotal], limit: int) -> Table:
+def _routes(series: Sequence[SeriesTotal], limit: int, wide: bool) -> Table:
     """One row a method and route, its statuses together; the ones that took most time first."""
     totals: dict[str, Total] = {}
     errors: dict[str, int] = {}
@@ -163,7 +166,7 @@ def _routes(series: Sequence[SeriesTotal], limit: int) -> Table:
     whole_ns = sum(total.sum_ns for total in totals.values()) or 1
     table = _table("Routes, by time spent")
     table.add_column("route", overflow="fold", ratio=1)
-    for heading in ("requests", "errors", "p50", "p95", "p99", "max", "Apdex", "time"):
+    for heading in ("requests", "errors", "p50", "p95", "p99", *(["max"] if wide else []), "Apdex", "time"):
         table.add_column(heading, justify="right", no_wrap=True)
     ranked = sorted(totals.items(), key=lambda item: -item[1].sum_ns)
     for name, total in ranked[:limit]:
@@ -176,7 +179,7 @@ def _routes(series: Sequence[SeriesTotal], limit: int) -> Table:
             duration(found_figures["p50_s"]),
             duration(found_figures["p95_s"]),
             duration(found_figures["p99_s"]),
-            duration(found_figures["max_s"]),
+            *([duration(found_figures["max_s"])] if wide else []),
             Text(_apdex_text(found_figures["apdex"]), style=_apdex_style(found_figures["apdex"])),
             f"{total.sum_ns / whole_ns:.0%}",
         )
@@ -234,7 +237,14 @@ def _workers(workers: Sequence[dict[str, Any]]) -> Table:
 
 
 def _table(title: str) -> Table:
-    return Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    return Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+    )
 
 
 def duration(seconds: float) -> str:
