@@ -12,13 +12,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from paste_agent.recorder import layout
-from paste_agent.recorder.layout import FAILED, KIND_OVERFLOW, KIND_SERVER, RECORD_SIZE
+from paste_agent.recorder.layout import FAILED, KIND_OVERFLOW, RECORD_SIZE
 from paste_agent.recorder.reader import Reader
 
 REQUEST_DURATION = "http.server.request.duration"
 QUEUE_DURATION = "paste_agent.request.queue.duration"
 REPORT_DURATION = "paste_agent.report.duration"
-KIND_NAMES = {KIND_SERVER: REQUEST_DURATION}
+TASK_DURATION = "paste_agent.background_task.duration"
+BOOT_DURATION = "paste_agent.worker.boot.duration"
+WORKER_LOST = "paste_agent.worker.lost"
+KIND_NAMES = {
+    layout.KIND_SERVER: REQUEST_DURATION,
+    layout.KIND_BACKGROUND: TASK_DURATION,
+    layout.KIND_BOOT: BOOT_DURATION,
+    layout.KIND_LOST: WORKER_LOST,
+}
 OVERFLOW = '{"otel.metric.overflow": true}'
 NO_ATTRIBUTES = "{}"
 
@@ -152,7 +160,8 @@ class Run(NamedTuple):
 
     position: int  #: after the last one
     kept: list[int]  #: numbers of those that are kept as traces
-    served_ns: int  #: sum of their durations
+    requests: int  #: how many of them are web requests
+    served_ns: int  #: sum of the durations of requests and background tasks
 
 
 class Folder:
@@ -173,7 +182,7 @@ class Folder:
         read_ns: when `data` was read, where that may be long after `ready_ns`: a lead that was stopped in between.
         """
         kept: list[int] = []
-        served_ns = 0
+        requests = served_ns = 0
         start = position
         while (begin := (position - start) * RECORD_SIZE) < len(data):
             body = layout.RECORD_BODY.unpack_from(data, begin + layout.RECORD_BODY_AT)
@@ -188,13 +197,14 @@ class Folder:
             slot_s = (end_ns + wall_offset_ns) // _NS // SLOT_S * SLOT_S
             slot_end_ns = (slot_s + SLOT_S) * _NS - wall_offset_ns
             until_ns = min(ready_ns, slot_end_ns - 1)
-            position, more_ns = self._fold_slot(delta, data[begin:], position, until_ns, slot_s, kept)
+            position, more, more_ns = self._fold_slot(delta, data[begin:], position, until_ns, slot_s, kept)
+            requests += more
             served_ns += more_ns
-        return Run(position, kept, served_ns)
+        return Run(position, kept, requests, served_ns)
 
     def _fold_slot(
         self, delta: Delta, data: bytes, position: int, until_ns: int, slot_s: int, kept: list[int]
-    ) -> tuple[int, int]:
+    ) -> tuple[int, int, int]:
         """The loop that every record goes through: at least 500,000 a second, see bench/drain.py."""
         cells: dict[int, int] = {}
         sums: dict[int, int] = {}
@@ -216,21 +226,36 @@ class Folder:
                 kept.append(expected - 2)
             if queue_us:
                 queue.append(queue_us)
+        requests = served_ns = 0
         for cell, count in cells.items():
-            self._add(delta, cell, count, slot_s)
+            if self._add(delta, cell, count, slot_s) == REQUEST_DURATION:
+                requests += count
         for series, sum_ns in sums.items():
-            total = delta.at(self._key(series & ~FAILED), slot_s)
+            key = self._key(series & ~FAILED)
+            total = delta.at(key, slot_s)
             total.sum_ns += sum_ns
             total.max_ns = max(total.max_ns, longest[series])
+            if key[0] in (REQUEST_DURATION, TASK_DURATION):
+                served_ns += sum_ns
         if queue:
             total = delta.at((QUEUE_DURATION, NO_ATTRIBUTES), slot_s)
             for queue_us in queue:
                 total.observe((queue_us - 1) * 1000)
-        return expected - 1, sum(sums.values())
+        return expected - 1, requests, served_ns
 
-    def _add(self, delta: Delta, cell: int, count: int, slot_s: int) -> None:
-        series, place = cell >> _CELL_BITS, cell & (1 << _CELL_BITS) - 1
+    def add_one(self, delta: Delta, series: int, duration_ns: int, end_wall_ns: int) -> None:
+        """Fold one that left no record. series: as a record has it. end_wall_ns: since the epoch."""
+        slot_s = end_wall_ns // _NS // SLOT_S * SLOT_S
+        self._add(delta, series << _CELL_BITS | bisect_left(self._apdex.bounds, duration_ns), 1, slot_s)
         total = delta.at(self._key(series & ~FAILED), slot_s)
+        total.sum_ns += duration_ns
+        total.max_ns = max(total.max_ns, duration_ns)
+
+    def _add(self, delta: Delta, cell: int, count: int, slot_s: int) -> str:
+        """Returns the metric that it was added to."""
+        series, place = cell >> _CELL_BITS, cell & (1 << _CELL_BITS) - 1
+        key = self._key(series & ~FAILED)
+        total = delta.at(key, slot_s)
         bucket = self._apdex.bucket[place]
         total.count += count
         total.buckets[bucket] = total.buckets.get(bucket, 0) + count
@@ -241,6 +266,7 @@ class Folder:
             total.tolerating += count
         else:
             total.satisfied += count
+        return key[0]
 
     def _key(self, number: int) -> SeriesKey:
         key = self._keys.get(number)
@@ -257,7 +283,7 @@ class Folder:
         name = KIND_NAMES.get(kind & ~KIND_OVERFLOW, REQUEST_DURATION)
         if kind & KIND_OVERFLOW or kind not in KIND_NAMES:
             return name, OVERFLOW
-        return name, attributes_of(layout.SERVER_FIELDS, fields)
+        return name, attributes_of(layout.FIELDS[kind], fields)
 
 
 def attributes_of(names: Sequence[str], fields: Iterable[str | None]) -> str:

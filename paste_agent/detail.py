@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import linecache
 from collections.abc import Mapping
 from urllib.parse import quote, unquote
 
+from paste_agent import stacks
 from paste_agent.kept import TraceRow
 from paste_agent.naming import KNOWN_METHODS
 from paste_agent.transaction import KeptTransaction, Raised
@@ -21,7 +21,13 @@ def trace_row(
 
     attributes: of its series. wall_offset_ns: see Folder.fold. record_query: whether `url.query` is.
     """
-    detail: dict[str, object] = {"attributes": _attributes(kept, record_query)}
+    attributes_of_span = _attributes(kept, record_query)
+    if kept.stack is not None:
+        taken_ns, stack = kept.stack
+        # Where the time went, without any instrumentation.
+        attributes_of_span["code.stacktrace"] = stacks.render(stacks.parse(stack))
+        attributes_of_span["paste_agent.stack.age"] = max(0, taken_ns - kept.start_ns) / 1e9
+    detail: dict[str, object] = {"attributes": attributes_of_span}
     if kept.tracestate:
         detail["tracestate"] = kept.tracestate
     if kept.error is not None:
@@ -102,10 +108,6 @@ def stacktrace(raised: Raised) -> str:
             else "\nDuring handling of the above exception, another exception occurred:\n\n"
         )
     parts.append("Traceback (most recent call last):\n")
-    for frame in raised.frames:
-        parts.append(f'  File "{frame.file}", line {frame.line}, in {frame.function}\n')
-        source = linecache.getline(frame.file, frame.line).strip()
-        if source:
-            parts.append(f"    {source}\n")
+    parts.append(stacks.render(raised.frames))
     parts.append(f"{raised.type}: {raised.message}\n" if raised.message else f"{raised.type}\n")
     return "".join(parts)[-_MAX_STACK:]

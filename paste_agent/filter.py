@@ -7,16 +7,16 @@ nothing that waits.
 from __future__ import annotations
 
 import os
-from _thread import get_ident
 from collections.abc import Iterable, Mapping
 from time import perf_counter_ns
 
 from paste_agent import ini, instrument, lifecycle, settings
 from paste_agent.recorder.layout import SLOT
 from paste_agent.response import ListResponse, respond
-from paste_agent.transaction import Environ, StartResponse, WSGIApplication, queue_us_of
+from paste_agent.transaction import Environ, StartResponse, WSGIApplication, current, queue_us_of
 
 _pack_slot = SLOT.pack_into
+_enter, _leave = current.set, current.reset
 
 
 class AgentFilter:
@@ -33,6 +33,7 @@ class AgentFilter:
         transaction.start_ns = start_ns = perf_counter_ns()
         transaction.environ = environ
         transaction.status = transaction.route = transaction.error_type = None
+        transaction.series = -1
         transaction.server_start_response = start_response
         try:
             transaction.recorder = recorder = self.agent.serving or self.agent.serve()
@@ -50,11 +51,13 @@ class AgentFilter:
                 slot,
                 start_ns,
                 number,
-                get_ident(),
+                recorder.ident(),
                 len(scheme),
                 method.encode(),
                 environ["HTTP_TRACEPARENT"].encode() if "HTTP_TRACEPARENT" in environ else b"",
                 path.encode(),
+                0,
+                0,
                 number,
             )
         except Exception as fault:
@@ -62,12 +65,15 @@ class AgentFilter:
         if transaction.environ is None:  # outside of `except`: what the application raises has no context of ours
             return self.application(environ, start_response)
         environ["paste_agent.transaction"] = transaction
+        around = _enter(transaction)
         try:
             body = self.application(environ, transaction.start_response)
         except BaseException as error:
+            _leave(around)
             transaction.fail(error)
             transaction.finish()
             raise
+        _leave(around)
         if body.__class__ is list:
             transaction.body = body
             return transaction
@@ -108,4 +114,6 @@ def main(app: WSGIApplication, global_conf: Mapping[str, str], **local_conf: str
     if not effective.enabled:
         return app
     instrument.install_loaded()
-    return AgentFilter(app, lifecycle.agent_of(effective))
+    agent = lifecycle.agent_of(effective)
+    agent.has_filter = True
+    return AgentFilter(app, agent)

@@ -7,23 +7,25 @@ Killed between any two of them, the next lead repeats a step that changes nothin
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sqlite3
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from paste_agent import kept, metrics, naming, native
-from paste_agent.aggregate import NO_ATTRIBUTES, REPORT_DURATION, SLOT_S, Apdex, Delta, Folder, canonical
+from paste_agent import crash, kept, metrics, naming, native, postmortem, probes, stacks
+from paste_agent.aggregate import NO_ATTRIBUTES, REPORT_DURATION, SLOT_S, WORKER_LOST, Apdex, Delta, Folder, canonical
 from paste_agent.kept import TraceRow
+from paste_agent.log import logger
 from paste_agent.metrics import Reading
 from paste_agent.recorder import layout
 from paste_agent.recorder.layout import FAILED
 from paste_agent.recorder.reader import BadRecorder, InFlight, Reader
 from paste_agent.settings import Settings
 from paste_agent.store import retention
-from paste_agent.store.store import ENDED, LOST, RUNNING, RecorderRow, Store
+from paste_agent.store.store import ENDED, LOST, RUNNING, PostmortemRow, RecorderRow, Store
 
 #: Records younger than this are left alone: by then another core has seen all of their bytes.
 YOUTH_NS = 100_000_000
@@ -39,6 +41,8 @@ _CHUNK = 2048
 _LONGEST_LIFE_NS = 10 * 366 * 86_400 * 1_000_000_000
 _BUSY_WINDOW_S = 60.0
 _TIDY_EVERY_S = 60.0
+#: How long the arbiter may take to tell how a worker ended.
+_WITNESS_NS = 2_000_000_000
 _UNFINISHED = ".new"
 _STALE_S = 60.0
 
@@ -55,6 +59,7 @@ class _Tracked:
     known: bool  #: whether the store has the row
     busy: deque[tuple[int, int]] = field(default_factory=deque)  #: (time, busy time until then), both in ns
     served_ns: int = 0  #: sum of the durations of its drained requests
+    found_dead_ns: int = 0  #: since when it waits for the arbiter's word; 0: it does not
 
 
 @dataclass
@@ -69,6 +74,7 @@ class _Drain:
     traces: list[TraceRow] = field(default_factory=list)
     files: list[str] = field(default_factory=list)  #: that `traces` came from
     in_flight: list[InFlight] = field(default_factory=list)
+    postmortems: list[postmortem.Postmortem] = field(default_factory=list)
 
     def count(self, name: str, more: int, attributes: Mapping[str, object]) -> None:
         if more > 0:
@@ -87,6 +93,8 @@ class Lead:
         self.readings: list[Reading] = []
         #: When the most loaded ring would be a quarter full, s from the last drain on.
         self.next_drain_s = 1.0
+        #: Whether an arbiter is given the time to tell how a worker ended.
+        self.patient = True
         self._settings = settings
         self._directory = directory
         self._warn = warn
@@ -226,10 +234,12 @@ class Lead:
         dead = reader.is_dead()
         words = reader.words()
         closed = bool(words[layout.W_CLOSED])
-        final = dead or closed
-        folded = self._fold(drain, tracked, final)
+        # Before the records: of a process that still ends, what leaves its slot from now on is in one of the two.
+        flight = reader.in_flight(stacks=postmortem.MAX_REQUESTS if dead or closed else 0)
+        folded = self._fold(drain, tracked, dead or closed)
         drain.count(metrics.RECORDS_DROPPED, folded.missing, {metrics.REASON: "unwritten"})
-        in_flight = [] if final else reader.in_flight()
+        ended = closed or (dead and self._has_been_told(drain, tracked, words))
+        in_flight = [] if ended else flight
         drain.in_flight.extend(in_flight)
         served_ns = tracked.served_ns + folded.served_ns
         serving = bool(words[layout.W_SERVING])
@@ -238,22 +248,75 @@ class Lead:
             position=folded.position,
             worker=row.worker or (self._free_worker(drain) if serving else 0),
             serving=serving,
-            state=ENDED if closed else LOST if dead else RUNNING,
+            state=RUNNING if not ended else ENDED if closed else LOST,
             seen_at=(drain.now_ns + drain.wall_offset_ns) / 1e9,
-            requests=row.requests + folded.position - row.position - folded.missing,
+            requests=row.requests + folded.requests,
             in_flight=len(in_flight),
-            busy=0.0 if final else _busy(tracked, drain.now_ns, served_ns, in_flight, words[layout.W_CONCURRENCY]),
-            words=list(words[: layout.W_GC_COLLECTIONS + 3]),
+            busy=0.0 if ended else _busy(tracked, drain.now_ns, served_ns, in_flight, words[layout.W_CONCURRENCY]),
+            words=list(words[: layout.WORDS_KEPT]),
         )
+        if ended and row.state == RUNNING:  # else a lead before this one did, and was killed over the rest
+            self._look_at_end(drain, tracked, fresh, flight)
         _count_words(drain, row.words, fresh)
         drain.rows.append((tracked, fresh, served_ns))
-        return final
+        return ended
+
+    def _has_been_told(self, drain: _Drain, tracked: _Tracked, words: Sequence[int]) -> bool:
+        """Whether all is known that can be known of a dead process: its arbiter may still be about to tell."""
+        if not self.patient or not words[layout.W_WITNESSED] or words[layout.W_EXIT]:
+            return True
+        tracked.found_dead_ns = tracked.found_dead_ns or drain.now_ns
+        return drain.now_ns - tracked.found_dead_ns > _WITNESS_NS
+
+    def _look_at_end(self, drain: _Drain, tracked: _Tracked, row: RecorderRow, flight: list[InFlight]) -> None:
+        """Count what had its answer, and give account of a process that has not ended as it should."""
+        reader, words = tracked.reader, row.words
+        finished = reader.finished_among({request.start_ns for request in flight}, row.position)
+        row.requests += self._count_answered(drain, tracked, flight, finished)
+        if not words[layout.W_ABORTED]:  # else those that have ended since are what it was aborted over
+            flight = [request for request in flight if request.start_ns not in finished]
+        in_order = row.state == ENDED and not words[layout.W_ABORTED]
+        if not flight and (in_order or not row.serving):
+            return
+        _, offset_ns = _times(drain, reader, True)
+        ended_ns = words[layout.W_EXIT_AT] or (drain.now_ns if reader.is_of_this_boot else words[layout.W_PROBED_AT])
+        found = postmortem.Evidence(
+            recorder=reader.id,
+            pid=reader.pid,
+            worker=row.worker,
+            words=words,
+            requests_served=row.requests,
+            opened_ns=reader.opened_ns,
+            ended_ns=ended_ns,
+            flight=flight,
+            crash=stacks.parse_crash(crash.read(self._path_of(reader, crash.SUFFIX))),
+            oom_kills=probes.oom_kills(),
+        )
+        account = postmortem.examine(found, offset_ns)
+        drain.postmortems.append(account)
+        drain.traces.extend(postmortem.trace_rows(account, found, offset_ns))
+        if row.serving:
+            drain.count(WORKER_LOST, 1, {metrics.REASON: account.reason})
+
+    def _count_answered(self, drain: _Drain, tracked: _Tracked, flight: list[InFlight], finished: set[int]) -> int:
+        """Count the requests that the server had an answer for, and whose process did not live to leave a record."""
+        _, offset_ns = _times(drain, tracked.reader, True)
+        answered = [one for one in flight if one.series >= 0 and one.answered_ns and one.start_ns not in finished]
+        for request in answered:
+            tracked.folder.add_one(
+                drain.delta, request.series, request.answered_ns - request.start_ns, request.answered_ns + offset_ns
+            )
+        return len(answered)
+
+    def _path_of(self, reader: Reader, suffix: str) -> str:
+        """Of a file that belongs to a recorder; one that is in memory has none."""
+        return os.path.join(self._directory, reader.id + suffix) if self._directory is not None else ""
 
     def _fold(self, drain: _Drain, tracked: _Tracked, final: bool) -> _Folded:
         """Fold the records of one recorder that are ready."""
         reader, folder = tracked.reader, tracked.folder
         ready_ns, offset_ns = _times(drain, reader, final)
-        position, missing, served_ns, rebuilt = tracked.row.position, 0, 0, 0
+        position, missing, requests, served_ns, rebuilt = tracked.row.position, 0, 0, 0, 0
         end = position + 2 * reader.geometry.records  # a forged file may go on for ever, a ring does not
         while position < end:
             data = reader.chunk(position, _CHUNK)
@@ -272,9 +335,10 @@ class Lead:
                 missing += following - position
                 reached = following
             position = reached
+            requests += run.requests
             served_ns += run.served_ns
             native.sleep(0)
-        return _Folded(position, missing, served_ns)
+        return _Folded(position, missing, requests, served_ns)
 
     def _free_worker(self, drain: _Drain) -> int:
         """The smallest number that no living worker has."""
@@ -287,9 +351,11 @@ class Lead:
         # First, since it changes nothing the second time: a lead that dies in between loses no trace.
         if drain.traces:
             self.store.add_traces(drain.traces, time.time())
+        self._turn_into_counters(drain)
+        postmortems = [PostmortemRow(one.id, one.at, one.reason, one.summary()) for one in drain.postmortems]
         moves = [(tracked.row.position if tracked.known else -1, row) for tracked, row, _ in drain.rows]
         try:
-            self.store.commit_drain(drain.delta, moves, drain.counters, self._settings.max_series)
+            self.store.commit_drain(drain.delta, moves, drain.counters, self._settings.max_series, postmortems)
         except sqlite3.IntegrityError:
             # Another lead has been at these recorders: go on from where it left them.
             rows = {row.id: row for row in self.store.recorders()}
@@ -311,13 +377,25 @@ class Lead:
             tracked.reader.set_tail(row.position)
         for path in drain.files:
             _unlink(path)
+        for account in drain.postmortems:
+            # Where nothing was in flight, nobody has missed anything.
+            level = logging.ERROR if account.requests else logging.WARNING
+            logger.log(level, "%s: %s", self._settings.service_name, postmortem.describe(account))
         return drained
+
+    @staticmethod
+    def _turn_into_counters(drain: _Drain) -> None:
+        """Of records that only say that something happened, the number of them counts and not how long it took."""
+        for key, slot_s in [place for place in drain.delta.totals if place[0][0] == WORKER_LOST]:
+            total = drain.delta.totals.pop((key, slot_s))
+            drain.counters[key] = drain.counters.get(key, 0) + total.count
 
     def _remove(self, tracked: _Tracked) -> None:
         del self._tracked[tracked.reader.id]
         tracked.reader.close()
         if self._directory is not None:
-            path = os.path.join(self._directory, tracked.reader.id + layout.SUFFIX)
+            path = self._path_of(tracked.reader, layout.SUFFIX)
+            _unlink(self._path_of(tracked.reader, crash.SUFFIX))
             if not _unlink(path):
                 # Not to be taken up again: whatever it still says has been counted.
                 self._bad.add(path)
@@ -340,7 +418,7 @@ class Lead:
                 readings.extend(Reading(name, number, row.words[word]) for name, word in _GAUGES)
         # What was in flight once is told of as none later, or a collector would show its last figure for ever.
         active = dict.fromkeys(self._active, 0)
-        for request in drain.in_flight:
+        for request in filter(lambda one: one.is_request, drain.in_flight):
             kind = (naming.method_of(request.method), request.scheme)
             active[kind] = active.get(kind, 0) + 1
         self._active = set(active)
@@ -362,6 +440,7 @@ def _times(drain: _Drain, reader: Reader, final: bool) -> tuple[int, int]:
 class _Folded:
     position: int  #: after the last record
     missing: int  #: numbers that were taken and never written
+    requests: int
     served_ns: int
 
 
@@ -456,6 +535,7 @@ def _count_words(drain: _Drain, before: list[int], row: RecorderRow) -> None:
 
     drain.count(metrics.RECORDS_DROPPED, grown(layout.W_DROPPED), {metrics.REASON: "ring_full"})
     drain.count(metrics.INTERNAL_ERRORS, grown(layout.W_INTERNAL_ERRORS), {})
+    drain.count(metrics.WORKER_RECYCLED, min(1, grown(layout.W_RECYCLED)), {metrics.REASON: "max_requests"})
     if not row.worker:
         return
     number = {metrics.WORKER_NUMBER: row.worker}

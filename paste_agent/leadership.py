@@ -71,21 +71,22 @@ class Leadership:
             self._export = _ExportThread(self._settings, lead, self._warn)
         return lead.next_drain_s
 
-    def complete(self, deadline: float, traces: deque[TraceRow]) -> None:
+    def complete(self, deadline: float, traces: deque[TraceRow], *, exports: bool = True) -> None:
         """The last drain of this process, whose recorder is marked closed; when no other serves, the last export too.
 
-        deadline: s of the monotonic clock. traces: see `tick`.
+        deadline: s of the monotonic clock. traces: see `tick`. exports: false where somebody does after this process.
         """
         lead = self._lead
+        lead.patient = False
         try:
             self._take(traces)
             lead.drain()
             if not lead.others_serve(self._recorder):
                 # All are closed by now, those of processes that are still ending too: this drain gets the rest.
                 lead.drain()
-                if self._export is None and self._exports():
+                if exports and self._export is None and self._exports():
                     self._export = _ExportThread(self._settings, lead, self._warn)
-                if self._export is not None:
+                if exports and self._export is not None:
                     self._export.finish(deadline)
         except sqlite3.Error as error:
             self._say_store(error)
@@ -96,6 +97,7 @@ class Leadership:
 
     def catch_up(self) -> None:
         """One drain, and nothing sent."""
+        self._lead.patient = False
         try:
             self._lead.drain()
         except sqlite3.Error as error:

@@ -8,10 +8,13 @@ process serves, and a forked child is back at the unopened state.
 from __future__ import annotations
 
 import atexit
+import functools
 import os
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 
-from paste_agent import native
+from paste_agent import native, probes
+from paste_agent.crash import CrashFile, crash_file
 from paste_agent.errors import RuntimeDirError
 from paste_agent.log import Warnings
 from paste_agent.recorder import layout
@@ -20,6 +23,10 @@ from paste_agent.reporter import Reporter, complete
 from paste_agent.runtime_dir import service_dir
 from paste_agent.sampler import Sampler
 from paste_agent.settings import Settings
+from paste_agent.watch import Watch
+
+#: Background tasks that may end before there is an agent that counts them.
+_MOST_OWED = 1000
 
 
 class Agent:
@@ -28,10 +35,14 @@ class Agent:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.warn = Warnings(settings.service_name)
+        #: Whether an application of this process is behind it.
+        self.has_filter = False
         #: The recorder, once the process serves; read by every request.
         self.serving: Recorder | None = None
         self._recorder: Recorder | None = None
         self._reporter: Reporter | None = None
+        self._watch: Watch | None = None
+        self._crash_file: CrashFile | None = None
         self._directory: str | None = None
         self._opening = native.make_lock()
         self._faults = 0
@@ -50,21 +61,56 @@ class Agent:
         recorder = self.open()
         with _Held(self._opening):
             if self.serving is None:
-                recorder.set_word(layout.W_SERVING, 1)
-                self._reporter = Reporter(self.settings, recorder, self._directory, self.warn)
-                self._reporter.start()
+                self._begin_to_serve(recorder)
                 self.serving = recorder
         return recorder
+
+    def _begin_to_serve(self, recorder: Recorder) -> None:
+        settings = self.settings
+        recorder.ident = native.ident_function()
+        recorder.set_word(layout.W_SERVING, 1)
+        recorder.set_word(layout.W_TIMEOUT_MS, probes.timeout_ms())
+        self._crash_file = crash_file(recorder.path)
+        slow_ns, stuck_ns = round(settings.slow_request_s * 1e9), round(settings.stuck_request_s * 1e9)
+        self._watch = Watch(recorder, settings.service_name, slow_ns, stuck_ns)
+        _listen_for_abort(_abort_all)
+        self._reporter = Reporter(settings, recorder, self._directory, self.warn, self._watch)
+        self._reporter.start()
+
+    def record(
+        self, kind: int, fields: tuple[str | None, ...], start_ns: int, duration_ns: int, failed: bool = False
+    ) -> None:
+        """Leave one record that is no request's; see `Recorder.record`. Raises nothing."""
+        try:
+            self.open().record(kind, fields, start_ns, duration_ns, failed)
+        except Exception as fault:
+            self.on_fault("record", fault)
+
+    def abort(self) -> None:
+        """The process has been told by SIGABRT that its time is up: write down what is in flight. Raises nothing."""
+        recorder, watch = self.serving, self._watch
+        if recorder is None or watch is None:
+            return
+        try:
+            recorder.set_word(layout.W_ABORTED, 1)
+            watch.last_look()
+        except Exception as fault:
+            self.on_fault("abort", fault)
 
     def finish(self) -> None:
         """The process ends: the last drain and export, in the time that `shutdown_timeout_s` gives."""
         recorder, reporter = self._recorder, self._reporter
         # What is still recorded after this opens another recorder: this one's last records are about to be read.
-        self.serving = self._recorder = self._reporter = None
+        self.serving = self._recorder = self._reporter = self._watch = None
         if recorder is not None:
+            if reporter is not None and probes.has_served_its_time():
+                recorder.set_word(layout.W_RECYCLED, 1)
             recorder.mark_closed()
         if reporter is not None:
             reporter.finish(self.settings.shutdown_timeout_s)
+        if self._crash_file is not None:
+            self._crash_file.let_go()  # the file goes with the recorder
+            self._crash_file = None
 
     def after_fork(self) -> None:
         """In the child: unopened again. What the parent uses is let go of, and left alone."""
@@ -74,7 +120,9 @@ class Agent:
             _INHERITED.append(self._reporter)
         if self._recorder is not None:
             self._recorder.detach()
-        self.serving = self._recorder = self._reporter = None
+        if self._crash_file is not None:
+            self._crash_file.let_go()
+        self.serving = self._recorder = self._reporter = self._watch = self._crash_file = None
         self._opening = native.make_lock()
         self._faults = 0
 
@@ -141,16 +189,46 @@ _INHERITED: list[Reporter] = []
 _agents: dict[tuple[str, str, str | None], Agent] = {}
 
 
+#: Tasks that ended before there was an agent: fields, start and duration (ns), whether it failed.
+_owed: deque[tuple[tuple[str | None, ...], int, int, bool]] = deque(maxlen=_MOST_OWED)
+
+
 def agent_of(settings: Settings) -> Agent:
     """The agent of a service; one a service, however often its filter is made in this process."""
     identity = (settings.service_name, settings.store, settings.runtime_dir)
-    return _agents.setdefault(identity, Agent(settings))
+    agent = _agents.setdefault(identity, Agent(settings))
+    if agent._recorder is None:
+        agent.settings = settings  # those of a reload, where the ini has been read again
+    while _owed:
+        agent.record(layout.KIND_BACKGROUND, *_owed.popleft())
+    return agent
 
 
-def start_reporters() -> None:
-    """Every agent of this process serves from now on, without waiting for a request."""
-    for agent in _agents.values():
+def announce(services: Sequence[Settings]) -> None:
+    """The services of an ini that this process, or its children, will serve: they alone, from now on."""
+    agents = [agent_of(settings) for settings in services]
+    for identity, agent in list(_agents.items()):
+        if agent not in agents:
+            del _agents[identity]
+            agent.finish()
+
+
+def current_agent() -> Agent | None:
+    """The agent that counts what does not say whose it is; None before the first filter is made."""
+    return next(iter(_agents.values()), None)
+
+
+def owe(fields: tuple[str | None, ...], start_ns: int, duration_ns: int, failed: bool) -> None:
+    """A background task has ended while there was no agent: the next one that is made counts it."""
+    _owed.append((fields, start_ns, duration_ns, failed))
+
+
+def start_reporters() -> list[Agent]:
+    """Every agent with an application in this process serves from now on, without waiting for a request."""
+    agents = [agent for agent in _agents.values() if agent.has_filter]
+    for agent in agents:
         agent.serve()
+    return agents
 
 
 def finish(services: Sequence[Settings]) -> None:
@@ -172,8 +250,38 @@ def _finish_all() -> None:
         agent.finish()
 
 
+def _abort_all() -> None:
+    for agent in _agents.values():
+        agent.abort()
+
+
+def _listen_for_abort(call: Callable[[], None]) -> None:
+    """Have gunicorn's worker call `call` when the arbiter's SIGABRT has reached it; the user's hook goes first.
+
+    The worker's own configuration is the way there that every version and every way to start has.
+    """
+    worker = probes.gunicorn_worker()
+    theirs = getattr(getattr(worker, "cfg", None), "worker_abort", None)
+    if not callable(theirs) or hasattr(theirs, "_paste_agent"):
+        return
+
+    @functools.wraps(theirs)
+    def worker_abort(worker: object) -> object:
+        try:
+            return theirs(worker)
+        finally:
+            call()
+
+    worker_abort._paste_agent = True  # type: ignore[attr-defined]
+    try:
+        worker.cfg.set("worker_abort", worker_abort)
+    except Exception:  # not gunicorn's configuration, whatever it is
+        pass
+
+
 def _after_fork_in_child() -> None:
     native.UNDIVIDED.after_fork_in_child()
+    _owed.clear()  # the parent counts them
     for agent in _agents.values():
         agent.after_fork()
 

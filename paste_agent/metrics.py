@@ -10,7 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from paste_agent.aggregate import QUEUE_DURATION, REPORT_DURATION, REQUEST_DURATION
+from paste_agent.aggregate import (
+    BOOT_DURATION,
+    QUEUE_DURATION,
+    REPORT_DURATION,
+    REQUEST_DURATION,
+    TASK_DURATION,
+    WORKER_LOST,
+)
 
 Instrument = Literal["histogram", "counter", "up_down_counter", "gauge"]
 
@@ -23,6 +30,7 @@ FILE_DESCRIPTORS = "process.unix.file_descriptor.count"
 GC_COLLECTIONS = "cpython.gc.collections"
 WORKER_BUSY = "paste_agent.worker.busy"
 WORKER_COUNT = "paste_agent.worker.count"
+WORKER_RECYCLED = "paste_agent.worker.recycled"
 APDEX = "paste_agent.apdex"
 RECORDS_DROPPED = "paste_agent.records.dropped"
 EXPORT_FAILED = "paste_agent.export.failed"
@@ -70,6 +78,8 @@ TABLE: dict[str, Metric] = {
         Metric(REQUEST_DURATION, "histogram", "s", "Duration of HTTP server requests.", _NS_IN_S),
         Metric(QUEUE_DURATION, "histogram", "s", "Time that requests waited for a worker.", _NS_IN_S),
         Metric(REPORT_DURATION, "histogram", "s", "Time that the agent took for one round of reporting.", _NS_IN_S),
+        Metric(TASK_DURATION, "histogram", "s", "Duration of background tasks.", _NS_IN_S),
+        Metric(BOOT_DURATION, "histogram", "s", "Time from the fork of a worker until it could serve.", _NS_IN_S),
         Metric(ACTIVE_REQUESTS, "up_down_counter", "{request}", "Number of active HTTP server requests."),
         Metric(CPU_TIME, "counter", "s", "CPU seconds of a worker, by mode.", _NS_IN_S),
         Metric(MEMORY_USAGE, "up_down_counter", "By", "Physical memory in use by a worker."),
@@ -79,6 +89,8 @@ TABLE: dict[str, Metric] = {
         Metric(GC_COLLECTIONS, "counter", "{collection}", "Times that a generation was collected."),
         Metric(WORKER_BUSY, "gauge", "1", "Share of the time that a worker served requests."),
         Metric(WORKER_COUNT, "up_down_counter", "{worker}", "Workers that serve."),
+        Metric(WORKER_LOST, "counter", "{worker}", "Workers that died, by reason."),
+        Metric(WORKER_RECYCLED, "counter", "{worker}", "Workers that ended as they should after so many requests."),
         Metric(APDEX, "counter", "{request}", "Requests by zone of the Apdex."),
         Metric(RECORDS_DROPPED, "counter", "{record}", "Finished requests that the agent could not record."),
         Metric(EXPORT_FAILED, "counter", "{item}", "Data points, spans and logs that a collector did not take."),

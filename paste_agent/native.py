@@ -6,8 +6,10 @@ A reporter that is a greenlet stalls the hub while it works, and is stalled by i
 from __future__ import annotations
 
 import sys
+import weakref
 from _thread import get_ident
 from collections.abc import Callable
+from types import FrameType
 from typing import Any, Protocol
 
 
@@ -40,6 +42,56 @@ def make_lock() -> Lock:
 def sleep(seconds: float) -> None:
     """Sleep; `sleep(0)` lets a thread run that waits for the interpreter."""
     _original("time", "sleep")(seconds)
+
+
+# -- who runs, and where it is -------------------------------------------------------------------------------------
+
+#: The greenlets that have served a request and live, by ident.
+_greenlets: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+#: Ident of the thread of the operating system that they run in.
+_hub_thread = 0
+
+
+def ident_function() -> Callable[[], int]:
+    """What tells one request's thread of control from another: ident of the thread, or of the greenlet.
+
+    To be asked for once the process serves, by a thread that serves: only then is it certain whether its threads are
+    greenlets, and of which thread.
+    """
+    global _hub_thread
+    greenlet = sys.modules.get("greenlet")
+    if greenlet is None or not _threads_are_greenlets():
+        return get_ident
+    _hub_thread = _original("_thread", "get_ident")()
+    current: Callable[[], Any] = greenlet.getcurrent
+
+    def ident() -> int:
+        one = current()
+        number = id(one)
+        if number not in _greenlets:
+            _greenlets[number] = one
+        return number
+
+    return ident
+
+
+def _threads_are_greenlets() -> bool:
+    gevent, eventlet = sys.modules.get("gevent.monkey"), sys.modules.get("eventlet.patcher")
+    return bool(
+        (gevent is not None and gevent.is_module_patched("threading"))
+        or (eventlet is not None and eventlet.is_monkey_patched("thread"))
+    )
+
+
+def frame_of(ident: int) -> FrameType | None:
+    """Where the thread or greenlet with this ident, one of `ident_function`'s, is now; None when it has ended."""
+    greenlet = _greenlets.get(ident)
+    if greenlet is None:
+        return sys._current_frames().get(ident)
+    frame: FrameType | None = greenlet.gr_frame
+    if frame is None and not greenlet.dead:  # it is the one that runs: the thread's own frame is its
+        return sys._current_frames().get(_hub_thread)
+    return frame
 
 
 class Flag:

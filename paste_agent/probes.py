@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import signal
 import sys
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 def _read_file(path: str) -> str:
@@ -27,6 +28,7 @@ class Probe(NamedTuple):
     threads: int
     file_descriptors: int
     collections: tuple[int, int, int]
+    oom_kills: int  #: + 1; 0: the platform does not tell
 
     def words(self) -> list[int]:
         return [
@@ -38,6 +40,7 @@ class Probe(NamedTuple):
             self.threads,
             self.file_descriptors,
             *self.collections,
+            self.oom_kills,
         ]
 
 
@@ -66,7 +69,42 @@ def probe(
         threads=_kib(fields, "Threads"),
         file_descriptors=descriptors,
         collections=(first, second, third),
+        oom_kills=oom_kills(read_file),
     )
+
+
+#: Of each version of control groups: the line of /proc/self/cgroup that names the group, and the file that counts.
+_COUNTS_OF_KILLS = (
+    (re.compile(r"^0::(/.*)$", re.M), "/sys/fs/cgroup{}/memory.events"),
+    (
+        re.compile(r"^[0-9]+:(?:.*,)?memory(?:,.*)?:(/.*)$", re.M),
+        "/sys/fs/cgroup/memory{}/memory.oom_control",
+    ),
+)
+
+
+def oom_kills(read_file: Callable[[str], str] = _read_file) -> int:
+    """How many processes of this one's control group the kernel has killed for want of memory, + 1; 0: unknown.
+
+    Where no group tells, of the whole host. In a container the group is often mounted as the root of the tree.
+    """
+    try:
+        groups = read_file("/proc/self/cgroup")
+    except OSError:
+        groups = ""
+    paths: list[str] = []
+    for line, file in _COUNTS_OF_KILLS:
+        found = line.search(groups)
+        if found is not None:
+            paths += [file.format(found[1].rstrip("/")), file.format("")]
+    for path in (*paths, "/proc/vmstat"):
+        try:
+            count = re.search(r"^oom_kill ([0-9]+)$", read_file(path), re.M)
+        except OSError:
+            continue
+        if count is not None:
+            return int(count[1]) + 1
+    return 0
 
 
 def _kib(fields: dict[str, str], name: str) -> int:
@@ -75,7 +113,7 @@ def _kib(fields: dict[str, str], name: str) -> int:
     return int(words[0]) if words and words[0].isdecimal() else 0
 
 
-def _gunicorn_worker() -> object:
+def gunicorn_worker() -> Any:
     """The gunicorn worker that this process is, or None.
 
     Its handler of SIGABRT is a method of the worker: the way to it that every version and every way to start has.
@@ -85,7 +123,7 @@ def _gunicorn_worker() -> object:
 
 def root_pid() -> int:
     """The process that all processes of this service come from: gunicorn's arbiter, or this one."""
-    arbiter = getattr(_gunicorn_worker(), "ppid", None)
+    arbiter = getattr(gunicorn_worker(), "ppid", None)
     return arbiter if isinstance(arbiter, int) else os.getpid()
 
 
@@ -94,11 +132,24 @@ def concurrency() -> int:
 
     Workers of greenlets count as one: they share one core.
     """
-    worker = _gunicorn_worker()
+    worker = gunicorn_worker()
     if type(worker).__name__ != "ThreadWorker":
         return 1
     threads = getattr(getattr(worker, "cfg", None), "threads", 1)
     return threads if isinstance(threads, int) and threads > 0 else 1
+
+
+def timeout_ms() -> int:
+    """gunicorn's `timeout`: how long the arbiter lets a worker be silent; 0: for ever, or there is no arbiter."""
+    timeout = getattr(getattr(gunicorn_worker(), "cfg", None), "timeout", 0)
+    return round(timeout * 1000) if isinstance(timeout, (int, float)) and 0 <= timeout < 1e9 else 0
+
+
+def has_served_its_time() -> bool:
+    """Whether this process is a gunicorn worker that ends because it has served `max_requests`."""
+    worker = gunicorn_worker()
+    served, most = getattr(worker, "nr", 0), getattr(worker, "max_requests", None)
+    return isinstance(served, int) and isinstance(most, int) and served >= most
 
 
 def web_engine() -> tuple[str, str] | None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from paste_agent.leadership import Leadership
     from paste_agent.recorder.writer import Recorder
     from paste_agent.trace_writer import TraceWriter
+    from paste_agent.watch import Watch
 
 _TICK_S = 1.0
 _LEASE_POLL_S = 0.02
@@ -34,12 +35,15 @@ _NS = 1_000_000_000
 class Reporter:
     """The thread of a process that serves."""
 
-    def __init__(self, settings: Settings, recorder: Recorder, directory: str | None, warn: Warnings) -> None:
+    def __init__(
+        self, settings: Settings, recorder: Recorder, directory: str | None, warn: Warnings, watch: Watch
+    ) -> None:
         """recorder: this process's, open. directory: the service's runtime directory; None: it is in memory."""
         self._settings = settings
         self._recorder = recorder
         self._directory = directory
         self._warn = warn
+        self._watch = watch
         self._lease = _lease_of(directory, recorder.id)
         self._leadership: Leadership | None = None
         self._traces: TraceWriter | None = None
@@ -94,6 +98,7 @@ class Reporter:
         finished, self._finished = recorder.last - self._finished, recorder.last
         recorder.sampler.tick(elapsed_s, finished, recorder.last)
         recorder.grow()
+        self._watch.look(now_ns)
         self._write_kept()
         with native.UNDIVIDED:
             leads = self._lease.try_take()
@@ -112,10 +117,14 @@ class Reporter:
         self._write_kept()
         if _take_before(self._lease, self._directory, self._deadline):
             try:
-                self._lead().complete(self._deadline, self._waiting)
+                self._lead().complete(self._deadline, self._waiting, exports=not self._arbiter_follows())
             finally:
                 self._lease.let_go()
         return 0.0
+
+    def _arbiter_follows(self) -> bool:
+        """Whether an arbiter lives that exports after its last worker: to do it twice would take twice the time."""
+        return bool(self._recorder.word(layout.W_WITNESSED)) and probes.root_pid() == os.getppid()
 
     def _write_kept(self) -> None:
         if not self._recorder.kept:

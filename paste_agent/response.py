@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 
-from paste_agent.transaction import Environ, Transaction
+from paste_agent.transaction import Environ, Transaction, current
 
 
 class Response(Transaction):
@@ -30,6 +30,7 @@ class ListResponse(Response):
         return len(self.body)  # type: ignore[arg-type]  # it is a list or a tuple
 
     def __iter__(self) -> Iterator[bytes]:
+        self.hand_over()
         return iter(self.body)  # type: ignore[arg-type]  # None only after close, and then nobody iterates
 
     def close(self) -> None:
@@ -55,18 +56,27 @@ class IteratorResponse(Response):
         return self
 
     def __next__(self) -> bytes:
+        around = current.set(self)
         try:
             chunk = next(self.iterator)
         except StopIteration:
+            if self.series < 0:
+                self.hand_over()
             raise
         except BaseException as error:
             self.fail(error)
             raise
+        finally:
+            current.reset(around)
+        if self.series < 0 and chunk:
+            # One part may be all of it, and the client have it before anybody asks for the next.
+            self.hand_over()
         self.sent = True
         return chunk
 
     def close(self) -> None:
         body, self.body = self.body, None
+        self.series = -1  # what the route is may have come to light since
         self.sent = True
         try:
             if body is not None:
@@ -119,6 +129,7 @@ def _end_with_file(transaction: ListResponse, body: Iterable[bytes]) -> Iterable
         finally:
             transaction.finish()
 
+    transaction.hand_over()
     try:
         body.close = close_and_finish  # type: ignore[attr-defined]
     except (AttributeError, TypeError):

@@ -218,8 +218,9 @@ TABLE: dict[str, Setting] = {
         Setting("trace_interval_s", _seconds, 5.0, "s", "Between exports of kept traces and their exceptions.",
                 otel="OTEL_BSP_SCHEDULE_DELAY", from_otel=_milliseconds),
         Setting("apdex_t_s", _seconds, 0.5, "s", "Apdex: satisfied up to it, tolerating up to four times it."),
-        Setting("slow_request_s", _seconds, None, "s", "A transaction that takes longer is kept as a trace.",
+        Setting("slow_request_s", _seconds, None, "s", "A transaction that takes longer is kept as a trace, and its stack is taken while it runs.",
                 default_text="four times `apdex_t_s`"),
+        Setting("stuck_request_s", _seconds, 30.0, "s", "A transaction that is in flight for longer is told of in the log: then, and each time that it is twice as old."),
         _per_minute("parent_traces_per_min", 600.0, "Most traces kept because the caller sampled them, for each process."),
         _per_minute("random_traces_per_min", 12.0, "Traces kept at random, about so many, for each process."),
         _per_minute("slow_traces_per_min", 30.0, "Most traces kept because they were slow, for each process."),
@@ -258,6 +259,7 @@ class Settings:
     trace_interval_s: float
     apdex_t_s: float
     slow_request_s: float
+    stuck_request_s: float
     parent_traces_per_min: float
     random_traces_per_min: float
     slow_traces_per_min: float

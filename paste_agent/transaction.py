@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextvars import ContextVar
 from time import perf_counter_ns
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from paste_agent import naming, propagation
 from paste_agent.recorder import layout
-from paste_agent.recorder.layout import FAILED, RECORD_BODY, RECORD_BODY_AT, RECORD_SIZE
+from paste_agent.recorder.layout import ANSWER, ANSWER_AT, FAILED, RECORD_BODY, RECORD_BODY_AT, RECORD_SIZE
 from paste_agent.recorder.writer import Recorder
 
 Environ = dict[str, Any]
@@ -24,6 +25,7 @@ ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None]
 TRANSACTION_KEY = "paste_agent.transaction"
 
 _pack_record = RECORD_BODY.pack_into
+_pack_answer = ANSWER.pack_into
 _MAX_MESSAGE = 1024
 _MAX_FRAMES = 50
 _MAX_CHAIN = 4
@@ -52,6 +54,17 @@ class Raised(NamedTuple):
     explicit_cause: bool  #: `raise … from …`, rather than raised while another was handled
 
 
+class UnderWay(Protocol):
+    """A transaction, as those see it who say where it is: a request, or a background task."""
+
+    recorder: Recorder
+    slot: int  #: 0: none was free
+
+
+#: What this thread, or greenlet, works for; set while the application runs.
+current: ContextVar[UnderWay | None] = ContextVar("paste_agent.transaction", default=None)
+
+
 class KeptTransaction(NamedTuple):
     """What a kept transaction leaves for the reporter of its process."""
 
@@ -70,6 +83,7 @@ class KeptTransaction(NamedTuple):
     headers: dict[str, str]  #: values of environ keys that become attributes
     tracestate: str
     error: Raised | None
+    stack: tuple[int, str] | None = None  #: of a slow one: when it was taken, ns, and a line a frame
 
 
 class Transaction:
@@ -82,12 +96,14 @@ class Transaction:
         "iterator",
         "method",
         "path",
+        "pending",
         "queue_us",
         "raised",
         "recorder",
         "route",
         "scheme",
         "sent",
+        "series",
         "server_start_response",
         "slot",
         "start_ns",
@@ -105,9 +121,11 @@ class Transaction:
     method: str
     path: str
     scheme: str
+    series: int  #: that the record will have; -1: not known yet
     status: str | None
     route: object
     error_type: str | None
+    pending: tuple[Callable[[Any], str | None], Any] | None  #: set by frameworks: what tells the route, and of what
     raised: Raised  #: set by a failure that is kept
     sent: bool  #: set once a part of the body has gone to the server, and the status with it
 
@@ -129,16 +147,9 @@ class Transaction:
         self.environ = None  # environ refers to this object: the circle must not wait for the garbage collector
         recorder = self.recorder
         try:
-            route = self.route or environ.get("paste_agent.route")
-            if route is None and "wsgiorg.routing_args" in environ:
-                route = naming.route_of_routing_args(environ)
-            protocol = environ.get("SERVER_PROTOCOL")
-            try:
-                series = recorder.series[self.method, self.status, route, self.error_type, self.scheme, protocol]
-            except (KeyError, TypeError):
-                series = recorder.intern_server(
-                    (self.method, self.status, route, self.error_type, self.scheme, protocol)
-                )
+            series = self.series
+            if series < 0:
+                series = self._find_series(environ)
             start_ns = self.start_ns
             duration_ns = end_ns - start_ns
             if recorder.last < recorder.limit or recorder.has_room():
@@ -172,8 +183,48 @@ class Transaction:
                 recorder.on_fault("finish", fault)
             recorder.push_slot(slot)
 
+    def hand_over(self) -> None:
+        """The server has the response from now on, or the first part of it. Raises nothing.
+
+        The client may see the whole of it long before the server calls `close`, which comes after its access log. When
+        the process is killed in between, whoever finds the slot counts the request, since nobody else will.
+        """
+        environ = self.environ
+        if environ is None:
+            return
+        try:
+            self.series = series = self._find_series(environ)
+            if self.slot:
+                _pack_answer(self.recorder.buffer, self.slot + ANSWER_AT, series + 1, perf_counter_ns())
+        except Exception as fault:
+            self.recorder.on_fault("hand over", fault)
+
+    def _find_series(self, environ: Environ) -> int:
+        """What the request is counted under, as of now."""
+        route = self.route or environ.get("paste_agent.route")
+        if route is None and "wsgiorg.routing_args" in environ:
+            route = naming.route_of_routing_args(environ)
+        key = (self.method, self.status, route, self.error_type, self.scheme, environ.get("SERVER_PROTOCOL"))
+        recorder = self.recorder
+        try:
+            return recorder.series[key]
+        except (KeyError, TypeError):
+            return recorder.intern_server(key)
+
+    def route_so_far(self) -> str | None:
+        """The route, as far as it is known while the request runs. For the reporter."""
+        environ, pending = self.environ, getattr(self, "pending", None)
+        if environ is None:
+            return None
+        route = self.route or environ.get(naming.ROUTE_KEY)
+        if route is None and pending is not None:
+            find, of = pending
+            route = find(of)
+        return naming.route_of(route) or naming.route_of_routing_args(environ)
+
     def fail(self, error: BaseException) -> None:
         """Note the exception that leaves the application. The caller raises it again."""
+        self.series = -1
         try:
             code = status_of_exception(error)
             sent = getattr(self, "sent", False)
@@ -206,9 +257,10 @@ class Transaction:
             why |= layout.KEPT_FAILED
         if why == 0:
             return 0
-        trace_id = parent.trace_id if parent else recorder.new_id(16)
+        trace_id, span_id = self._ids()
+        if parent:
+            trace_id = parent.trace_id
         parent_id = parent.span_id if parent else bytes(8)
-        span_id = recorder.new_id(8)
         recorder.write_ids(number, trace_id, span_id, parent_id)
         recorder.kept.append(
             KeptTransaction(
@@ -227,15 +279,22 @@ class Transaction:
                 headers={key: environ[key][:_MAX_HEADER] for key in _HEADERS if environ.get(key).__class__ is str},
                 tracestate=str(environ.get("HTTP_TRACESTATE", ""))[:4096] if parent else "",
                 error=raised,
+                stack=recorder.stack_of(self.slot) if self.slot and duration_ns > recorder.sampler.slow_ns else None,
             )
         )
         return why
+
+    def _ids(self) -> tuple[bytes, bytes]:
+        """A trace id and a span id: those that a post-mortem would name, had the process died."""
+        if self.slot:
+            return layout.minted_ids(self.recorder.id, self.recorder.number_of(self.slot))
+        return self.recorder.new_id(16), self.recorder.new_id(8)
 
 
 #: Keys of the environ that become attributes of a kept span.
 _HEADERS = ("HTTP_HOST", "SERVER_NAME", "SERVER_PORT", "REMOTE_ADDR", "HTTP_USER_AGENT", "wsgi.url_scheme")
 #: Where the agent's own frames are from: an application's stack begins after them.
-_OWN_FILES = frozenset(os.path.join(os.path.dirname(__file__), name) for name in ("filter.py", "response.py"))
+OWN_FILES = frozenset(os.path.join(os.path.dirname(__file__), name) for name in ("filter.py", "response.py"))
 
 
 def queue_us_of(environ: Environ) -> int:
@@ -301,7 +360,7 @@ def _frames_of(traceback: TracebackType | None) -> tuple[Frame, ...]:
     steps = 0
     while traceback is not None and steps < 10 * _MAX_FRAMES:
         code = traceback.tb_frame.f_code
-        if code.co_filename not in _OWN_FILES:
+        if code.co_filename not in OWN_FILES:
             frames.append(Frame(code.co_filename, traceback.tb_lineno, code.co_name))
         if len(frames) > _MAX_FRAMES:
             # The innermost frames tell where it broke, the outermost how it came there.

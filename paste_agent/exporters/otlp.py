@@ -7,8 +7,10 @@ Source: OpenTelemetry protocol 1.x, OTLP/HTTP: requests, responses, failures, th
 
 from __future__ import annotations
 
+import errno
 import http.client
 import io
+import os
 import random
 import socket
 import ssl
@@ -370,7 +372,10 @@ def cause_of(error: BaseException) -> str:
         innermost = deeper
     if isinstance(innermost, ssl.SSLCertVerificationError):
         return f"certificate not trusted: {excerpt(innermost.verify_message)}"
-    text = excerpt(getattr(innermost, "strerror", None) or str(innermost)) or type(innermost).__name__
+    said = getattr(innermost, "strerror", None)
+    if isinstance(innermost, OSError) and innermost.errno and said == errno.errorcode.get(innermost.errno):
+        said = os.strerror(innermost.errno)  # eventlet's say ECONNREFUSED
+    text = excerpt(said or str(innermost)) or type(innermost).__name__
     return text[0].lower() + text[1:]
 
 
@@ -473,8 +478,7 @@ class OtlpExporter:
         rows = store.traces_to_send(_BATCH_ROWS, self._wall_ns() / 1e9 - bare_after_s)
         room = _BATCH_BYTES
         for number, row in enumerate(rows):
-            exception = row.detail.get("exception") if isinstance(row.detail, Mapping) else None
-            room -= _ROW_BYTES + len(str(exception or ""))
+            room -= _ROW_BYTES + len(str(row.detail or ""))
             if room < 0 and number:
                 return rows[:number]
         return rows

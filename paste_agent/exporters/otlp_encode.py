@@ -45,6 +45,8 @@ SCHEMA_URL = "https://opentelemetry.io/schemas/1.44.0"
 MAX_POINTS = 100
 #: Semantic conventions, exceptions of HTTP: the name of the event.
 EXCEPTION_EVENT = "http.server.request.exception"
+#: Ours: a worker died over a transaction.
+POSTMORTEM_EVENT = "paste_agent.worker.lost"
 
 _SAMPLED = 0x01
 _MAX_TRACESTATE = 512
@@ -308,6 +310,9 @@ def _span(row: TraceRow) -> Span:
     tracestate = _detail(row, "tracestate")
     if isinstance(tracestate, str) and len(tracestate) <= _MAX_TRACESTATE and tracestate.isascii():
         span.trace_state = tracestate
+    postmortem = _detail(row, "postmortem")
+    if isinstance(postmortem, Mapping) and isinstance(postmortem.get("reason"), str):
+        span.status.message = f"worker lost: {_text(postmortem['reason'])}"
     if row.failed:
         # No description: it would say again what the status code, or the exception's own record, says.
         span.status.code = Status.STATUS_CODE_ERROR
@@ -321,11 +326,11 @@ def _span_name(attributes: Mapping[str, object]) -> str:
 
 
 def encode_logs(resource: Mapping[str, object], rows: Iterable[TraceRow]) -> Message | None:
-    """A request with the exception of each row that has one; None when none has."""
+    """A request with the exception and the post-mortem of each row that has them; None when none has."""
     request = ExportLogsServiceRequest()
     outer = request.resource_logs.add(resource=_resource(resource), schema_url=SCHEMA_URL)
     inner = outer.scope_logs.add(scope=_scope(), schema_url=SCHEMA_URL)
-    records = (_exception(row) for row in rows if _identified(row))
+    records = (record(row) for row in rows if _identified(row) for record in (_exception, _postmortem))
     inner.log_records.extend(record for record in records if record is not None)
     return Message(request.SerializeToString(), len(inner.log_records)) if inner.log_records else None
 
@@ -340,13 +345,34 @@ def _exception(row: TraceRow) -> LogRecord | None:
     if not attributes.keys() & {"exception.type", "exception.message"}:
         return None
     # When it was raised is not known; that it was at the end of the request is nearest to the truth.
+    return _error(row, EXCEPTION_EVENT, attributes)
+
+
+def _postmortem(row: TraceRow) -> LogRecord | None:
+    """The account of the worker that died over this transaction."""
+    found = _detail(row, "postmortem")
+    if not isinstance(found, Mapping) or not isinstance(found.get("text"), str):
+        return None
+    words = {
+        "paste_agent.postmortem.id": found.get("id"),
+        "paste_agent.worker.lost.reason": found.get("reason"),
+        "paste_agent.span": found.get("span"),
+        "code.stacktrace": found.get("stack"),
+    }
+    record = _error(row, POSTMORTEM_EVENT, {name: value for name, value in words.items() if value})
+    record.body.string_value = _text(found["text"])
+    return record
+
+
+def _error(row: TraceRow, event: str, attributes: Mapping[str, object]) -> LogRecord:
+    """A log record at the end of a row's span, and bound to it."""
     _, end_ns = _interval_ns(row)
     return LogRecord(
         time_unix_nano=end_ns,
         observed_time_unix_nano=end_ns,
         severity_number=SEVERITY_NUMBER_ERROR,
         severity_text="ERROR",
-        event_name=EXCEPTION_EVENT,
+        event_name=event,
         attributes=_key_values(attributes),
         trace_id=row.trace_id,
         span_id=row.span_id,

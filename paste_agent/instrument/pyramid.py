@@ -22,13 +22,16 @@ def install() -> None:
         return
 
     def invoke_request(self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
+        transaction = request.environ.get(TRANSACTION_KEY)
+        if transaction is None:
+            return original(self, request, *args, **kwargs)
+        transaction.pending = (_route_of, request)
         try:
             return original(self, request, *args, **kwargs)
         finally:
-            transaction = request.environ.get(TRANSACTION_KEY)
-            if transaction is not None:
-                # A subrequest that shares the environ ends before the request that made it, which has the last word.
-                transaction.route = _route_of(request) or transaction.route
+            # A subrequest that shares the environ ends before the request that made it, which has the last word.
+            transaction.route = _route_of(request) or transaction.route
+            transaction.pending = None  # the request refers to the transaction: no circle may be left
 
     setattr(invoke_request, _MARK, original)
     Router.invoke_request = invoke_request

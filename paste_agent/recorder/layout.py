@@ -5,7 +5,7 @@ A file is five parts, one after the other; the header says how many entries the 
     part      entry size  entries           what it holds
     header    4096        1                 who the process is, counters and probe readings
     slots     512         header.slots      one a request in flight
-    stacks    4096        header.slots      the stack of a slow request in flight, UTF-8, NUL-terminated
+    stacks    4096        header.slots      the stack of a slow request in flight
     series    512         header.series     what finished transactions are counted under, appended as first seen
     ring      64          header.records    finished transactions; number n is in entry n % records
 
@@ -25,15 +25,24 @@ header:
 
 slot: (start 0: free)
     0     Q    start, ns of the monotonic clock
-    8     Q    number of the request in this process, from 1
-    16    Q    ident of its thread
-    24    Q    length of wsgi.url_scheme: 4 is http, 5 is https
+    8     Q    number of the transaction in this process, from 1
+    16    Q    ident of its thread, or of its greenlet
+    24    Q    length of wsgi.url_scheme: 4 is http, 5 is https; 1: a background task
     32    16s  method
-    48    56s  traceparent, text, as received or as minted; NUL for none yet
-    104   160s path, as in PATH_INFO
+    48    56s  traceparent, text, as received; NUL for none: then the ids are those of `minted_ids`
+    104   144s path, as in PATH_INFO; name of a background task
+    248   Q    once the server has the response, or the first part of it: series + 1, as its record will have it
+    256   Q    and since when, ns of the monotonic clock
     264   Q    the number again: a slot whose two numbers differ is just being written
-    272   112s route, once known
-    384   128s the span that it is in
+    272   Q    number of the transaction that has this route: a slot is used again and again
+    280   104s route, once the reporter has seen it
+    384   Q    number of the transaction that is in this span
+    392   120s the span that it is in; NUL for none
+
+stack: of the transaction in the slot of the same place
+    0     Q    number of the transaction, written last
+    8     Q    when it was taken, ns of the monotonic clock
+    16    ...  UTF-8, NUL-padded: a line a frame, the innermost last, as Python prints them
 
 series entry:
     0     I    its number + 1, written last; 0: not written
@@ -58,9 +67,10 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Iterable, Sequence
+from random import Random
 
 MAGIC = b"pasteagt"
-VERSION = 1
+VERSION = 2
 SUFFIX = ".recorder"
 
 HEADER = struct.Struct("<8sIIQQQQQQ16s")
@@ -71,10 +81,14 @@ SERVICE_AT = 1024
 SERVICE_SIZE = 256
 
 SLOT_SIZE = 512
-SLOT = struct.Struct("<QQQQ16s56s160sQ")
-ROUTE_AT, ROUTE_SIZE = 272, 112
-SPAN_AT, SPAN_SIZE = 384, 128
+SLOT = struct.Struct("<QQQQ16s56s144sQQQ")
+ANSWER_AT, ANSWER = 248, struct.Struct("<QQ")
+ROUTE_AT, ROUTE = 272, struct.Struct("<Q104s")
+SPAN_AT, SPAN = 384, struct.Struct("<Q120s")
+SCHEME_BACKGROUND = 1  #: in the place of the scheme's length
 STACK_SIZE = 4096
+STACK_HEAD = struct.Struct("<QQ")
+STACK_ROOM = STACK_SIZE - STACK_HEAD.size
 
 SERIES_SIZE = 512
 SERIES_HEAD = struct.Struct("<IHH")
@@ -96,21 +110,37 @@ MAX_SLOTS = 4096
 MAX_RECORDS = 1 << 20
 SLOTS = 512
 
-KIND_SERVER = 1  #: fields: see SERVER_FIELDS
-SERVER_FIELDS = (
-    "http.request.method",
-    "url.scheme",
-    "http.route",
-    "http.response.status_code",
-    "error.type",
-    "network.protocol.version",
-)
+KIND_SERVER = 1  #: a web request
+KIND_BACKGROUND = 2  #: a background task
+KIND_BOOT = 3  #: a worker, from its fork until it was ready to serve
+KIND_LOST = 4  #: a worker that nobody but the arbiter knew of; its duration says nothing
+#: What the fields of each kind's series are, under the names that go on the wire.
+FIELDS = {
+    KIND_SERVER: (
+        "http.request.method",
+        "url.scheme",
+        "http.route",
+        "http.response.status_code",
+        "error.type",
+        "network.protocol.version",
+    ),
+    KIND_BACKGROUND: ("paste_agent.task.name", "error.type"),
+    KIND_BOOT: (),
+    KIND_LOST: ("reason",),
+}
+SERVER_FIELDS = FIELDS[KIND_SERVER]
 #: Added to a kind: the one series that holds what came after the bound; it has no fields.
 KIND_OVERFLOW = 0x8000
 OVERFLOW_ATTRIBUTE = "otel.metric.overflow"  #: true on that series, its only attribute
 
-KEPT_PARENT, KEPT_RANDOM, KEPT_SLOW, KEPT_FAILED = 1, 2, 4, 8
-WHY_KEPT = {KEPT_PARENT: "parent", KEPT_RANDOM: "random", KEPT_SLOW: "slow", KEPT_FAILED: "failed"}
+KEPT_PARENT, KEPT_RANDOM, KEPT_SLOW, KEPT_FAILED, KEPT_LOST = 1, 2, 4, 8, 16
+WHY_KEPT = {
+    KEPT_PARENT: "parent",
+    KEPT_RANDOM: "random",
+    KEPT_SLOW: "slow",
+    KEPT_FAILED: "failed",
+    KEPT_LOST: "lost",  # with its worker: no record has this, a post-mortem does
+}
 
 # Words of the header, by index.
 W_CLOSED = 0  #: 1: the process ended in order, and will leave no further record
@@ -128,6 +158,17 @@ W_VIRTUAL_BYTES = 12
 W_THREADS = 13
 W_FILE_DESCRIPTORS = 14
 W_GC_COLLECTIONS = 15  #: and the two words after it: one a generation
+W_OOM_KILLS = 18  #: processes that the kernel has killed for want of memory, in the same cgroup, + 1; 0: unknown
+W_TIMEOUT_MS = 19  #: gunicorn's `timeout`; 0: none, or unknown
+W_RECYCLED = 20  #: 1: the worker ended because it had served `max_requests`
+W_ABORTED = 21  #: 1: the process was told by SIGABRT that its time is up
+# What only gunicorn's arbiter knows; written by it, into a recorder of another process.
+W_WITNESSED = 22  #: 1, by the process itself: there is an arbiter that will tell how it ended
+W_EXIT = 23  #: wait status + 1
+W_EXIT_AT = 24  #: ns of the monotonic clock
+W_KILLED_WITH = 25  #: the last signal of SIGABRT and SIGKILL that the arbiter has sent
+W_TIMED_OUT = 26  #: 1: because the worker had not said for `timeout` seconds that it is alive
+WORDS_KEPT = 27  #: so many are kept in the store
 
 
 class Geometry:
@@ -181,6 +222,16 @@ def decode_fields(payload: bytes) -> list[str | None]:
         fields.append(payload[at : at + length].decode("utf-8", "ignore"))
         at += length
     return fields
+
+
+def minted_ids(recorder: str, number: int) -> tuple[bytes, bytes]:
+    """Trace id and span id of a transaction that came without a traceparent: 16 and 8 bytes.
+
+    Made of its recorder's id, which has 64 random bits, and its number: the process itself, and whoever finds the
+    recorder after its death, come to the same, and so does the next one when the first is killed over it.
+    """
+    bits = Random(f"{recorder}/{number}").getrandbits(192) | 1 << 64 | 1
+    return (bits >> 64).to_bytes(16, "big"), (bits & (1 << 64) - 1).to_bytes(8, "big")
 
 
 def boot_id() -> bytes:

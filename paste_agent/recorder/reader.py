@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import os
 import stat
+import struct
 from collections.abc import Callable
 from typing import NamedTuple
 
 from paste_agent.recorder import layout, lock
-from paste_agent.recorder.layout import RECORD_SIZE
+from paste_agent.recorder.layout import RECORD_SIZE, SLOT_SIZE
 
 #: Look-ahead behind a record that was never written: as many threads may have taken later numbers.
 _WINDOW = 512
@@ -24,7 +25,7 @@ class BadRecorder(Exception):
 
 
 class InFlight(NamedTuple):
-    """One request under way, as its slot has it."""
+    """One transaction under way, as its slot has it."""
 
     start_ns: int  #: of the monotonic clock
     number: int
@@ -32,9 +33,14 @@ class InFlight(NamedTuple):
     scheme: str
     method: str
     traceparent: str
-    path: str
+    path: str  #: name of a background task
     route: str
     span: str
+    series: int = -1  #: once the server had its answer, or the first part of it: as its record would have it
+    answered_ns: int = 0
+    is_request: bool = True  #: false: a background task
+    stack: str = ""  #: a line a frame, the innermost last
+    stack_ns: int = 0  #: when it was taken
 
 
 class Reader:
@@ -168,28 +174,47 @@ class Reader:
         except ValueError:
             return None
 
-    def in_flight(self) -> list[InFlight]:
-        """The requests under way, oldest first; one whose slot is just being written is left out."""
-        data = self._read(self.geometry.slots * layout.SLOT_SIZE, self.geometry.slots_at)
-        found: list[InFlight] = []
-        for at in range(0, len(data) - layout.SLOT_SIZE + 1, layout.SLOT_SIZE):
-            start_ns, number, thread, scheme_length, method, parent, path, again = layout.SLOT.unpack_from(data, at)
-            if start_ns == 0 or number != again:
-                continue
-            found.append(
-                InFlight(
-                    start_ns=start_ns,
-                    number=number,
-                    thread=thread,
-                    scheme={4: "http", 5: "https"}.get(scheme_length, "_OTHER"),
-                    method=_text(method),
-                    traceparent=_text(parent),
-                    path=_text(path),
-                    route=_text(data[at + layout.ROUTE_AT : at + layout.ROUTE_AT + layout.ROUTE_SIZE]),
-                    span=_text(data[at + layout.SPAN_AT : at + layout.SPAN_AT + layout.SPAN_SIZE]),
-                )
-            )
-        return sorted(found, key=lambda request: request.start_ns)
+    def in_flight(self, stacks: int = 0) -> list[InFlight]:
+        """What is under way, oldest first; one whose slot is just being written is left out.
+
+        stacks: read those of so many, the oldest. A slot that was pinned is there twice; it is given once.
+        """
+        data = self._read(self.geometry.slots * SLOT_SIZE, self.geometry.slots_at)
+        found: dict[int, InFlight] = {}
+        places: dict[int, list[int]] = {}
+        for at in range(0, len(data) - SLOT_SIZE + 1, SLOT_SIZE):
+            request = _in_slot(data, at)
+            if request is not None:
+                found[request.number] = request
+                places.setdefault(request.number, []).append(at // SLOT_SIZE)
+        requests = sorted(found.values(), key=lambda request: request.start_ns)
+        for place, request in enumerate(requests[:stacks]):
+            seen = [self._with_stack(request, slot) for slot in places[request.number][:2]]
+            requests[place] = max(seen, key=lambda one: one.stack_ns)
+        return requests
+
+    def _with_stack(self, request: InFlight, slot: int) -> InFlight:
+        data = self._read(layout.STACK_SIZE, self.geometry.stacks_at + slot * layout.STACK_SIZE)
+        if len(data) < layout.STACK_SIZE:
+            return request
+        number, taken_ns = layout.STACK_HEAD.unpack_from(data)
+        if number != request.number or not 0 < taken_ns < 1 << 62:
+            return request
+        return request._replace(stack=_text(data[layout.STACK_HEAD.size :]), stack_ns=taken_ns)
+
+    def finished_among(self, starts_ns: set[int], position: int) -> set[int]:
+        """Those of `starts_ns` at which a transaction began that has left a record, one of the last before `position`.
+
+        A process may be killed between writing a record and leaving the slot: what is in both has ended.
+        """
+        found: set[int] = set()
+        first = max(0, position - min(_WINDOW, self.geometry.records))
+        while first < position and (data := self.chunk(first, position - first)):
+            for _, _, _, start_ns, _, sequence in layout.RECORDS.iter_unpack(data):
+                first += 1
+                if sequence == first and start_ns in starts_ns:
+                    found.add(start_ns)
+        return found
 
     def set_tail(self, position: int) -> None:
         """Tell the process that the records below `position` may be overwritten."""
@@ -198,3 +223,31 @@ class Reader:
 
 def _text(data: bytes) -> str:
     return data.rstrip(b"\0").decode("utf-8", "replace")
+
+
+def _in_slot(data: bytes, at: int) -> InFlight | None:
+    """The transaction in a slot; None where there is none, or it is just being written."""
+    slot = layout.SLOT.unpack_from(data, at)
+    start_ns, number, thread, scheme, method, parent, path, series, answered_ns, again = slot
+    if not 0 < start_ns < 1 << 62 or number != again:
+        return None
+    return InFlight(
+        start_ns=start_ns,
+        number=number,
+        thread=thread,
+        scheme={4: "http", 5: "https"}.get(scheme, "_OTHER"),
+        method=_text(method),
+        traceparent=_text(parent),
+        path=_text(path),
+        route=_of_number(layout.ROUTE, data, at + layout.ROUTE_AT, number),
+        span=_of_number(layout.SPAN, data, at + layout.SPAN_AT, number),
+        series=series - 1 if series <= 0x10000 else -1,
+        answered_ns=answered_ns if start_ns <= answered_ns < 1 << 62 else 0,
+        is_request=scheme != layout.SCHEME_BACKGROUND,
+    )
+
+
+def _of_number(layout_of: struct.Struct, data: bytes, at: int, number: int) -> str:
+    """The text of a part of a slot; '' where it belongs to a transaction that had the slot before."""
+    owner, text = layout_of.unpack_from(data, at)
+    return _text(text) if owner == number else ""

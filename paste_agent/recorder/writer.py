@@ -6,15 +6,25 @@ import mmap
 import os
 import struct
 import time
+from _thread import get_ident
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 from random import Random
 from typing import TYPE_CHECKING
 
 from paste_agent import naming
 from paste_agent.recorder import layout, lock
-from paste_agent.recorder.layout import FAILED, KIND_OVERFLOW, KIND_SERVER
+from paste_agent.recorder.layout import (
+    FAILED,
+    KIND_OVERFLOW,
+    KIND_SERVER,
+    RECORD_BODY,
+    RECORD_BODY_AT,
+    RECORD_SIZE,
+    SLOT_SIZE,
+    STACK_SIZE,
+)
 
 if TYPE_CHECKING:
     from paste_agent.sampler import Sampler
@@ -59,6 +69,7 @@ class Recorder:
         "buffer",
         "geometry",
         "id",
+        "ident",
         "kept",
         "last",
         "limit",
@@ -85,6 +96,7 @@ class Recorder:
         sampler: Sampler,
         on_fault: Callable[[str, BaseException], None],
         slots: int = layout.SLOTS,
+        ident: Callable[[], int] = get_ident,
     ) -> None:
         """Open a recorder.
 
@@ -92,12 +104,14 @@ class Recorder:
         records: what the ring can hold.
         max_series: of each kind; one more holds the rest.
         on_fault: is told where a fault of the agent was caught, and the fault.
+        ident: of the thread, or of the greenlet, that calls it; see `native.ident_function`.
         Raises OSError when the file cannot be made.
         """
         self.geometry = layout.Geometry(records, slots)
         self.id = f"{os.getpid()}-{os.urandom(8).hex()}"
         self.sampler = sampler
         self.on_fault = on_fault
+        self.ident = ident
         self._max_series = max_series
         self.path: str | None = None
         self._lock_fd = -1
@@ -192,6 +206,51 @@ class Recorder:
                 pass
         return number
 
+    def record(self, kind: int, fields: tuple[str | None, ...], start_ns: int, duration_ns: int, failed: bool) -> None:
+        """Leave the record of something that is no request, and that is rare: it finds its series anew each time.
+
+        kind: one of KIND_. fields: as layout.FIELDS has them for it. start_ns, duration_ns: of the monotonic clock.
+        """
+        series = self._intern(kind, fields) | (FAILED if failed else 0)
+        if self.last >= self.limit and not self.has_room():
+            return
+        number = self.last = self.next()
+        at = self.ring_at + RECORD_BODY_AT + number % self.records * RECORD_SIZE
+        RECORD_BODY.pack_into(self.buffer, at, series, 0, 0, start_ns, duration_ns, number + 1)
+
+    def enter_slot(self, start_ns: int, scheme: int, method: bytes, path: bytes) -> int:
+        """Mark something other than a request as in flight; its slot, or 0 when none is free."""
+        number = self.started()
+        try:
+            slot = self.pop_slot()
+        except IndexError:
+            self.count_unslotted()
+            return 0
+        layout.SLOT.pack_into(
+            self.buffer, slot, start_ns, number, self.ident(), scheme, method, b"", path, 0, 0, number
+        )  # fmt: skip
+        return slot
+
+    def leave_slot(self, slot: int) -> None:
+        if slot:
+            self.longs[slot >> 3] = 0
+            self.push_slot(slot)
+
+    def enter_span(self, slot: int, text: bytes) -> bytes:
+        """Say in which span the transaction of `slot` is; returns what `leave_span` takes, the span around it."""
+        at = slot + layout.SPAN_AT
+        around = self.buffer[at : at + layout.SPAN.size]
+        layout.SPAN.pack_into(self.buffer, at, self.number_of(slot), text)
+        return around
+
+    def leave_span(self, slot: int, around: bytes) -> None:
+        at = slot + layout.SPAN_AT
+        self.buffer[at : at + layout.SPAN.size] = around
+
+    def number_of(self, slot: int) -> int:
+        """Number of the transaction that took `slot` last."""
+        return self.longs[(slot >> 3) + 1]
+
     def _intern(self, kind: int, fields: tuple[str | None, ...]) -> int:
         number = self._by_fields.get((kind, fields))
         if number is not None:
@@ -232,6 +291,61 @@ class Recorder:
         if kind & KIND_OVERFLOW:
             return {layout.OVERFLOW_ATTRIBUTE: True}
         return layout.attributes_of(layout.SERVER_FIELDS, fields)
+
+    # -- the reporter, on what is in flight ------------------------------------------------------------------------
+
+    def in_flight(self) -> Iterator[tuple[int, int, int, int]]:
+        """Slot, number, start (ns) and ident of every transaction of this process that is under way."""
+        longs, first = self.longs, self.geometry.slots_at
+        for slot in range(first, first + self._slots_ready * SLOT_SIZE, SLOT_SIZE):
+            at = slot >> 3
+            start_ns = longs[at]
+            if start_ns:
+                yield slot, longs[at + 1], start_ns, longs[at + 2]
+
+    def set_route(self, slot: int, number: int, route: str) -> None:
+        layout.ROUTE.pack_into(self.buffer, slot + layout.ROUTE_AT, number, route.encode("utf-8", "replace"))
+
+    def set_stack(self, slot: int, number: int, taken_ns: int, stack: str) -> None:
+        """Put the stack of a transaction beside its slot. Only the reporter does, and what runs in its place."""
+        at = self._stack_at(slot)
+        if not self._back(at, STACK_SIZE):
+            return  # no memory left, and to write there would be a SIGBUS
+        text = stack.encode("utf-8", "replace")[: layout.STACK_ROOM]
+        layout.STACK_HEAD.pack_into(self.buffer, at, 0, taken_ns)
+        begin = at + layout.STACK_HEAD.size
+        self.buffer[begin : begin + layout.STACK_ROOM] = text.ljust(layout.STACK_ROOM, b"\0")
+        self.longs[at >> 3] = number
+
+    def stack_of(self, slot: int) -> tuple[int, str] | None:
+        """When the stack of the transaction in `slot` was taken, ns, and the stack; None where none was."""
+        data = self.buffer[self._stack_at(slot) : self._stack_at(slot) + STACK_SIZE]
+        number, taken_ns = layout.STACK_HEAD.unpack_from(data)
+        if number != self.number_of(slot):
+            return None
+        return taken_ns, data[layout.STACK_HEAD.size :].rstrip(b"\0").decode("utf-8", "ignore")
+
+    def pin(self) -> None:
+        """The process is about to end: keep what is in flight as it is now, whatever becomes of it.
+
+        Each slot is copied into another one, which nobody leaves; whoever reads both finds one number twice.
+        """
+        for slot, _, _, _ in list(self.in_flight()):
+            try:
+                spare = self.pop_slot()
+            except IndexError:
+                return
+            # The stack first, and of the slot its start last: until then nobody looks at it.
+            if self.stack_of(slot) is not None and self._back(self._stack_at(spare), STACK_SIZE):
+                self._copy(self._stack_at(slot), self._stack_at(spare), STACK_SIZE)
+            self._copy(slot + 8, spare + 8, SLOT_SIZE - 8)
+            self._copy(slot, spare, 8)
+
+    def _copy(self, source: int, target: int, size: int) -> None:
+        self.buffer[target : target + size] = self.buffer[source : source + size]
+
+    def _stack_at(self, slot: int) -> int:
+        return self.geometry.stacks_at + (slot - self.geometry.slots_at) // SLOT_SIZE * STACK_SIZE
 
     def set_word(self, index: int, value: int) -> None:
         self.longs[layout.WORDS_AT // 8 + index] = value

@@ -13,56 +13,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gunicorn.app.base import Application, BaseApplication
-from gunicorn.arbiter import Arbiter
 from gunicorn.config import get_default_config_file
-from gunicorn.errors import AppImportError, HaltServer
+from gunicorn.errors import AppImportError
 
-from paste_agent import ini
+from paste_agent import ini, lifecycle
 from paste_agent.errors import AgentError, IniError
 from paste_agent.server import hooks, section
+from paste_agent.server.arbiter import IniArbiter, ReloadRefused
 from paste_agent.settings import Settings
-
-
-class ReloadRefused(Exception):
-    """SIGHUP found a configuration that cannot be served; str() of it is one line."""
-
-
-class IniArbiter(Arbiter):  # type: ignore[misc]  # gunicorn ships no types
-    """gunicorn's arbiter, which outlives a broken configuration on SIGHUP."""
-
-    halting = False
-
-    def reload(self) -> None:
-        try:
-            super().reload()
-        except ReloadRefused as refused:
-            # Raised by app.reload(). All that gunicorn has done before it is to reset the environment.
-            os.environ.update(self.cfg.env)
-            self.log.error("Not reloaded, the running configuration stays: %s", refused, exc_info=refused.__cause__)
-
-    def halt(self, reason: str | None = None, exit_status: int = 0) -> None:
-        self.halting = True
-        # The message is already on stderr; to the shell it is the same failure as one found before the first fork.
-        super().halt(reason, 1 if exit_status == self.APP_LOAD_ERROR else exit_status)
-
-    def reap_workers(self) -> None:
-        try:
-            super().reap_workers()
-        except HaltServer:
-            self._forget_reaped()
-            if not self.halting:
-                raise
-            # The second of several workers that cannot boot: gunicorn would leave halt() halfway, without on_exit.
-            self.reap_workers()
-
-    def _forget_reaped(self) -> None:
-        # Before gunicorn 27 the worker that halts the server stays in the table, and stop() waits for it to end.
-        for pid, worker in list(self.WORKERS.items()):
-            try:
-                os.kill(pid, 0)
-            except ProcessLookupError:
-                del self.WORKERS[pid]
-                worker.tmp.close()
 
 
 class _Arbitrated(BaseApplication):  # type: ignore[misc]  # gunicorn ships no types
@@ -93,6 +51,7 @@ class IniApplication(Application, _Arbitrated):  # type: ignore[misc]  # gunicor
 
     def __init__(self, usage: str | None = None, prog: str | None = None) -> None:
         self.places: dict[str, str] = {}  # setting: where in the ini it stands
+        self.services: Sequence[Settings] = ()  # of every enabled agent section of the ini
         super().__init__(usage, prog)
 
     def configure(self) -> None:
@@ -119,7 +78,7 @@ class IniApplication(Application, _Arbitrated):  # type: ignore[misc]  # gunicor
 
     def reload(self) -> None:
         """Read the configuration again. Raises ReloadRefused, with the old one in place, if it cannot be served."""
-        cfg, application, places = self.cfg, self.callable, self.places
+        cfg, application, places, services = self.cfg, self.callable, self.places, self.services
         environ = os.environ.copy()
         # BaseApplication.wsgi() keeps a preloaded application for ever: new workers would run the old one.
         self.callable = None
@@ -131,7 +90,8 @@ class IniApplication(Application, _Arbitrated):  # type: ignore[misc]  # gunicor
             line = self._why(error)
             os.environ.clear()
             os.environ.update(environ)
-            self.cfg, self.callable, self.places = cfg, application, places
+            self.cfg, self.callable, self.places, self.services = cfg, application, places, services
+            lifecycle.announce(services)
             self.chdir()
             told = isinstance(error, (SystemExit, AppImportError, RuntimeError))
             raise ReloadRefused(line) from (None if told else error)
@@ -170,6 +130,7 @@ class IniApplication(Application, _Arbitrated):  # type: ignore[misc]  # gunicor
             sys.path.insert(0, directory)
 
     def install_hooks(self, services: Sequence[Settings]) -> None:
+        self.services = services
         hooks.install(self.cfg, services)
 
     def explain(self, error: Exception) -> str:

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from gunicorn.config import Config
 
 from paste_agent import lifecycle
+from paste_agent.recorder import layout
 from paste_agent.settings import Settings
 
 log = logging.getLogger("paste_agent")
@@ -22,8 +25,22 @@ log = logging.getLogger("paste_agent")
 Hook = Callable[..., None]
 
 
+#: Where a worker carries when it was forked, ns of the monotonic clock, and by which user.
+_FORKED = "_paste_agent_forked"
+
+
+def _pre_fork(services: Sequence[Settings], arbiter: Any, worker: Any) -> None:
+    setattr(worker, _FORKED, (time.perf_counter_ns(), os.geteuid()))
+
+
 def _post_worker_init(services: Sequence[Settings], worker: Any) -> None:
-    lifecycle.start_reporters()
+    forked_ns, user = getattr(worker, _FORKED, (0, -1))
+    for agent in lifecycle.start_reporters():
+        recorder = agent.open()
+        if forked_ns:
+            agent.record(layout.KIND_BOOT, (), forked_ns, time.perf_counter_ns() - forked_ns)
+        if user == os.geteuid():  # the arbiter finds the recorders of its own user
+            recorder.set_word(layout.W_WITNESSED, 1)
 
 
 def _on_exit(services: Sequence[Settings], arbiter: Any) -> None:
@@ -32,6 +49,7 @@ def _on_exit(services: Sequence[Settings], arbiter: Any) -> None:
 
 #: gunicorn's name of the hook: what the agent does there. A further hook is a further line.
 _OURS: dict[str, Hook] = {
+    "pre_fork": _pre_fork,
     "post_worker_init": _post_worker_init,
     "on_exit": _on_exit,
 }
@@ -47,6 +65,7 @@ def install(cfg: Config, services: Sequence[Settings]) -> None:
 
     services: of every enabled agent section of the ini; may be empty.
     """
+    lifecycle.announce(services)
     for name, ours in _OURS.items():
         cfg.set(name, _composed(name, cfg.settings[name].get(), functools.partial(ours, services)))
 

@@ -15,6 +15,8 @@ _STEPS = ((SLOT_S, 60, 6 * _HOUR), (60, _HOUR, 4 * _DAY))
 _BATCH = 500
 #: Recorders of processes that ended, kept to be looked at.
 _ENDED_KEPT = 100
+#: Post-mortems that are kept; a service that crashes once a second would have 86,400 a day.
+_POSTMORTEMS_KEPT = 500
 
 
 def tidy(store: Store, now_s: float, retention_days: float, max_bytes: int) -> None:
@@ -26,6 +28,10 @@ def tidy(store: Store, now_s: float, retention_days: float, max_bytes: int) -> N
     with store.transaction() as db:
         db.execute("DELETE FROM rollups WHERE start < ?", (oldest,))
         db.execute("DELETE FROM traces WHERE started_at_ns < ?", (int(oldest * 1e9),))
+        db.execute(
+            "DELETE FROM postmortems WHERE at < ? OR id NOT IN (SELECT id FROM postmortems ORDER BY at DESC LIMIT ?)",
+            (oldest, _POSTMORTEMS_KEPT),
+        )
         db.execute(
             "DELETE FROM recorders WHERE state IN (?, ?) AND id NOT IN"
             " (SELECT id FROM recorders WHERE state IN (?, ?) ORDER BY seen_at DESC LIMIT ?)",
@@ -59,8 +65,8 @@ def _used_bytes(db: sqlite3.Connection) -> int:
 
 
 def _shrink(store: Store, max_bytes: int) -> None:
-    """Beyond `max_bytes` the oldest traces go first, then the oldest rollups. Totals stay: they are exact."""
-    for table, order in (("traces", "started_at_ns"), ("rollups", "start")):
+    """Beyond `max_bytes` the oldest traces go first, then post-mortems, then rollups. Totals stay: they are exact."""
+    for table, order in (("traces", "started_at_ns"), ("postmortems", "at"), ("rollups", "start")):
         while True:
             with store.transaction() as db:
                 if _used_bytes(db) <= max_bytes:

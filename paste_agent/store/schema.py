@@ -8,7 +8,7 @@ from paste_agent.errors import StoreError
 
 #: In SQLite's header, so that `file` and other programs tell a store from any other database.
 APPLICATION_ID = 0x50415341
-VERSION = 1
+VERSION = 2
 
 _V1 = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -50,7 +50,15 @@ CREATE INDEX traces_by_start ON traces (started_at_ns);
 CREATE INDEX traces_to_send ON traces (written_at) WHERE sent = 0;
 """
 
-_STEPS = {0: _V1}
+_V2 = """
+-- Accounts of processes that died. id: of its recorder; summary: JSON, see postmortem.Postmortem.
+CREATE TABLE postmortems (
+    id TEXT PRIMARY KEY, at REAL NOT NULL, reason TEXT NOT NULL, summary TEXT NOT NULL) WITHOUT ROWID;
+CREATE INDEX postmortems_by_time ON postmortems (at);
+"""
+
+#: By version: what makes the next one of it.
+_STEPS = {0: _V1, 1: _V2}
 
 
 def refuse_foreign(connection: sqlite3.Connection, path: str, *, may_be_empty: bool) -> None:

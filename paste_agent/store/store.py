@@ -17,6 +17,7 @@ from paste_agent import native
 from paste_agent.aggregate import OVERFLOW, SLOT_S, Delta, SeriesKey, Total
 from paste_agent.errors import StoreError
 from paste_agent.kept import TraceRow
+from paste_agent.recorder.layout import KEPT_LOST
 from paste_agent.store import schema
 
 _BUCKET = struct.Struct("<HQ")
@@ -54,6 +55,16 @@ class RecorderRow:
     in_flight: int
     busy: float  #: share of the time that it served, 0 to 1
     words: list[int]  #: of its header, as read last
+
+
+@dataclass(frozen=True)
+class PostmortemRow:
+    """The account of a process that died."""
+
+    id: str
+    at: float
+    reason: str
+    summary: Mapping[str, Any]  #: see postmortem.Postmortem
 
 
 @dataclass(frozen=True)
@@ -117,6 +128,7 @@ class Store:
         rows: Iterable[tuple[int, RecorderRow]],
         counters: Mapping[tuple[str, str], int],
         max_series: int,
+        postmortems: Iterable[PostmortemRow] = (),
     ) -> None:
         """Add what one drain brought, together with the positions that it came to.
 
@@ -137,6 +149,10 @@ class Store:
                     "INSERT INTO counters VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET value = value + excluded.value",
                     (name, attributes, value),
                 )
+            db.executemany(
+                "INSERT OR REPLACE INTO postmortems VALUES (?, ?, ?, ?)",
+                [(row.id, row.at, row.reason, json.dumps(row.summary)) for row in postmortems],
+            )
 
     def set_state(self, ids: Iterable[str], state: str) -> None:
         """Of recorders whose files are gone."""
@@ -155,14 +171,22 @@ class Store:
         return self.meta("service.instance.id") or wanted
 
     def add_traces(self, rows: Sequence[TraceRow], written_at: float) -> None:
-        """Keep transactions. A row with detail takes the place of one without, never the other way round."""
+        """Keep transactions. A row with detail takes the place of one without, never the other way round.
+
+        What a post-mortem says of a transaction is added to what is known of it, whichever comes first.
+        """
         with self.transaction() as db:
-            db.executemany(
-                """INSERT INTO traces VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0)
-                   ON CONFLICT DO UPDATE SET detail = excluded.detail, attributes = excluded.attributes
-                   WHERE detail IS NULL AND excluded.detail IS NOT NULL""",
-                [_trace_values(row, written_at) for row in rows],
-            )
+            for row in rows:
+                values = _trace_values(_with_known(db, row), written_at)
+                db.execute(
+                    """INSERT INTO traces VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0)
+                       ON CONFLICT DO UPDATE SET detail = excluded.detail, attributes = excluded.attributes,
+                       why = excluded.why, failed = excluded.failed,
+                       sent = CASE WHEN (why | excluded.why) & ? THEN 0 ELSE sent END
+                       WHERE excluded.detail IS NOT NULL AND (detail IS NULL OR
+                       ((why | excluded.why) & ? AND detail IS NOT excluded.detail))""",
+                    (*values, KEPT_LOST, KEPT_LOST),
+                )
 
     # -- exporters -------------------------------------------------------------------------------------------------
 
@@ -235,6 +259,22 @@ class Store:
             (int(start_s * 1e9), min(int(end_s * 1e9), (1 << 63) - 1), int(failed), limit),
         )
         return [_trace_row(row) for row in rows]
+
+    def postmortems(self, start_s: float, end_s: float, limit: int) -> list[PostmortemRow]:
+        """Of processes that died in [start_s, end_s), the newest first."""
+        rows = self._db.execute(
+            "SELECT id, at, reason, summary FROM postmortems WHERE at >= ? AND at < ? ORDER BY at DESC LIMIT ?",
+            (start_s, end_s, limit),
+        )
+        return [PostmortemRow(name, at, reason, _object(summary)) for name, at, reason, summary in rows]
+
+    def postmortem(self, beginning: str) -> list[PostmortemRow]:
+        """Those whose id begins so, two at the most."""
+        rows = self._db.execute(
+            "SELECT id, at, reason, summary FROM postmortems WHERE substr(id, 1, ?) = ? ORDER BY at DESC LIMIT 2",
+            (len(beginning), beginning),
+        )
+        return [PostmortemRow(name, at, reason, _object(summary)) for name, at, reason, summary in rows]
 
 
 # -- connections ---------------------------------------------------------------------------------------------------
@@ -371,6 +411,26 @@ def _trace_values(row: TraceRow, written_at: float) -> tuple[object, ...]:
         row.trace_id, row.span_id, row.parent_id, row.started_at_ns, row.duration_ns, int(row.failed), row.why,
         json.dumps(dict(row.attributes), sort_keys=True), detail, written_at,
     )  # fmt: skip
+
+
+def _with_known(db: sqlite3.Connection, row: TraceRow) -> TraceRow:
+    """A row together with what a post-mortem, or the process before it died, has written of the same transaction."""
+    if row.detail is None:
+        return row
+    found = db.execute(
+        f"SELECT {_TRACE_COLUMNS} FROM traces WHERE trace_id = ? AND span_id = ? AND (why | ?) & ?",
+        (row.trace_id, row.span_id, row.why, KEPT_LOST),
+    ).fetchone()
+    if found is None:
+        return row
+    known = _trace_row(found)
+    lost, ended = (row, known) if row.why & KEPT_LOST else (known, row)
+    return row._replace(
+        why=row.why | known.why,
+        failed=True,
+        attributes={**lost.attributes, **ended.attributes},
+        detail={**(lost.detail or {}), **(ended.detail or {})},
+    )
 
 
 def _trace_row(row: Sequence[Any]) -> TraceRow:

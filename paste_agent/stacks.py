@@ -1,0 +1,96 @@
+"""Stacks as text: read back from where they were written down, and shown with their lines of source."""
+
+from __future__ import annotations
+
+import linecache
+import os
+import re
+import stat
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from paste_agent.transaction import Frame
+
+#: As Python prints a frame, and as faulthandler does, without the comma.
+_FRAME = re.compile(r'\s*File "([^"\n]{1,1024})", line ([0-9]{1,9}),? in ([^\n]{1,256})')
+_FATAL = re.compile(r"Fatal Python error: ([^\n]{1,128})")
+_THREAD = re.compile(r"(Thread|Current thread) 0x([0-9a-f]{1,16})\b[^\n]* \(most recent call first\):")
+_MAX_FRAMES = 100
+_MAX_THREADS = 512
+#: No file of source is larger.
+_MAX_SOURCE = 4 * 1024 * 1024
+
+
+class Crash(NamedTuple):
+    """What faulthandler wrote when a signal arrived."""
+
+    error: str  #: such as `Segmentation fault`; '': nothing was written
+    threads: dict[int, list[Frame]]  #: by ident; outermost first
+    current: int  #: ident of the thread that the signal arrived in; 0: it does not say
+
+
+def parse(text: str) -> list[Frame]:
+    """The frames of a stack, in its order; lines that are none are passed over."""
+    found = (_FRAME.match(line) for line in text.splitlines()[: 2 * _MAX_FRAMES])
+    return [_frame(match) for match in found if match is not None][:_MAX_FRAMES]
+
+
+def parse_crash(text: str) -> Crash:
+    """Read what `crash.CrashFile` has caught. Only the newest report in it counts."""
+    begins = [match.start() for match in _FATAL.finditer(text)]
+    if not begins:
+        return Crash("", {}, 0)
+    error = _FATAL.match(text, begins[-1])
+    assert error is not None
+    threads: dict[int, list[Frame]] = {}
+    current = 0
+    frames: list[Frame] = []
+    for line in text[begins[-1] :].splitlines():
+        thread = _THREAD.match(line)
+        frame = _FRAME.match(line)
+        if thread is not None and len(threads) < _MAX_THREADS:
+            frames = threads.setdefault(int(thread[2], 16), [])
+            current = int(thread[2], 16) if thread[1] != "Thread" else current
+        elif frame is not None and len(frames) < _MAX_FRAMES:
+            frames.append(_frame(frame))
+    for frames in threads.values():
+        frames.reverse()
+    return Crash(error[1].strip(), threads, current)
+
+
+def _frame(match: re.Match[str]) -> Frame:
+    return Frame(match[1], int(match[2]), match[3])
+
+
+def without_server(frames: Sequence[Frame], own_files: Iterable[str]) -> list[Frame]:
+    """The frames below the agent's filter, which are the application's; all where the filter is in none."""
+    own = set(own_files)
+    places = [place for place, frame in enumerate(frames) if frame.file in own]
+    return list(frames[places[-1] + 1 :]) if places else list(frames)
+
+
+def render(frames: Iterable[Frame]) -> str:
+    """As Python prints them, each with its line of source where it can be read."""
+    parts: list[str] = []
+    for frame in frames:
+        parts.append(f'  File "{frame.file}", line {frame.line}, in {frame.function}\n')
+        source = source_of(frame)
+        if source:
+            parts.append(f"    {source}\n")
+    return "".join(parts)
+
+
+def source_of(frame: Frame) -> str:
+    """The line of source of a frame, stripped; '' where there is none. What names the file is not trusted."""
+    if frame.file not in linecache.cache and not _is_source(frame.file):
+        return ""
+    return linecache.getline(frame.file, frame.line).strip()
+
+
+def _is_source(path: str) -> bool:
+    """Whether it is a file that reading comes to an end of."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return False
+    return stat.S_ISREG(status.st_mode) and status.st_size <= _MAX_SOURCE
