@@ -147,9 +147,9 @@ class Transaction:
         self.environ = None  # environ refers to this object: the circle must not wait for the garbage collector
         recorder = self.recorder
         try:
+            if self.series < 0:
+                self.hand_over()
             series = self.series
-            if series < 0:
-                series = self._find_series(environ)
             start_ns = self.start_ns
             duration_ns = end_ns - start_ns
             if recorder.last < recorder.limit or recorder.has_room():
@@ -192,24 +192,24 @@ class Transaction:
         environ = self.environ
         if environ is None:
             return
-        try:
-            self.series = series = self._find_series(environ)
-            if self.slot:
-                _pack_answer(self.recorder.buffer, self.slot + ANSWER_AT, series + 1, perf_counter_ns())
-        except Exception as fault:
-            self.recorder.on_fault("hand over", fault)
-
-    def _find_series(self, environ: Environ) -> int:
-        """What the request is counted under, as of now."""
-        route = self.route or environ.get("paste_agent.route")
-        if route is None and "wsgiorg.routing_args" in environ:
-            route = naming.route_of_routing_args(environ)
-        key = (self.method, self.status, route, self.error_type, self.scheme, environ.get("SERVER_PROTOCOL"))
         recorder = self.recorder
         try:
-            return recorder.series[key]
-        except (KeyError, TypeError):
-            return recorder.intern_server(key)
+            route = self.route or environ.get("paste_agent.route")
+            if route is None and "wsgiorg.routing_args" in environ:
+                route = naming.route_of_routing_args(environ)
+            protocol = environ.get("SERVER_PROTOCOL")
+            try:
+                series = recorder.series[self.method, self.status, route, self.error_type, self.scheme, protocol]
+            except (KeyError, TypeError):
+                series = recorder.intern_server(
+                    (self.method, self.status, route, self.error_type, self.scheme, protocol)
+                )
+            self.series = series
+            slot = self.slot
+            if slot:
+                _pack_answer(recorder.buffer, slot + ANSWER_AT, series + 1, perf_counter_ns())
+        except Exception as fault:
+            recorder.on_fault("hand over", fault)
 
     def route_so_far(self) -> str | None:
         """The route, as far as it is known while the request runs. For the reporter."""
