@@ -161,7 +161,7 @@ def _evidence(found: Evidence, status: int | None, oldest_s: float, timeout_s: f
         said.append("it still came to an orderly end")
     elif status is None:
         said.append("no mark of an orderly end")
-    if oldest_s:
+    if oldest_s >= 1:
         against = f", gunicorn's timeout is {timeout_s:g} s" if timeout_s else ""
         said.append(f"the oldest request was in flight for {oldest_s:.1f} s{against}")
     if _was_short_of_memory(found):

@@ -144,11 +144,11 @@ class Transaction:
         environ = self.environ
         if environ is None:
             return
+        if self.series < 0:
+            self.hand_over()
         self.environ = None  # environ refers to this object: the circle must not wait for the garbage collector
         recorder = self.recorder
         try:
-            if self.series < 0:
-                self.hand_over()
             series = self.series
             start_ns = self.start_ns
             duration_ns = end_ns - start_ns

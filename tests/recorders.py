@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -160,6 +161,28 @@ def leave(
     return number
 
 
+def in_flight(
+    recorder: Recorder,
+    start_ns: int,
+    *,
+    method: bytes = b"GET",
+    scheme: int = 4,
+    path: bytes = b"/",
+    traceparent: bytes = b"",
+    thread: int = 1,
+    series: int = -1,
+    answered_ns: int = 0,
+) -> int:
+    """Take a slot as a request does; its place. series, answered_ns: that it was answered with, and since when."""
+    at = recorder.pop_slot()
+    number = recorder.started()
+    layout.SLOT.pack_into(
+        recorder.buffer, at, start_ns, number, thread, scheme, method, traceparent, path, series + 1, answered_ns,
+        number,
+    )  # fmt: skip
+    return at
+
+
 def series_of(recorder: Recorder, route: str = "/", status: str = "200 OK", error: str | None = None) -> int:
     return recorder.intern_server(("GET", status, route, error, "http", "HTTP/1.1"))
 
@@ -227,6 +250,15 @@ def run_script(script: str, *arguments: object, expect: int = 0, timeout_s: floa
     )
     assert done.returncode == expect, f"exit status {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done.stdout
+
+
+_POSTMORTEM = re.compile(r"[^\n]*: worker [0-9]+ \(pid ([0-9]+)\) was lost, .*?\n  post-mortem [^\n]*\n", re.S)
+
+
+def postmortems_in(errors: str) -> list[int]:
+    """Pids of those that a process gave account of on its stderr; fails when it said anything else there."""
+    assert _POSTMORTEM.sub("", errors) == ""
+    return sorted(int(pid) for pid in _POSTMORTEM.findall(errors))
 
 
 class Script:

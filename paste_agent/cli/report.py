@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import time
@@ -20,11 +21,14 @@ from paste_agent import reporter
 from paste_agent.aggregate import REQUEST_DURATION, Total
 from paste_agent.cli.target import Target, target_of
 from paste_agent.errors import RuntimeDirError, StoreError
-from paste_agent.log import Warnings
+from paste_agent.log import Warnings, logger
+from paste_agent.postmortem import short_id
 from paste_agent.runtime_dir import existing_service_dir
 from paste_agent.store.store import READ_ERRORS, SeriesTotal, Store
 from paste_agent.store.summary import figures, overall, summarize, trace_name
 
+#: Workers that were lost, listed.
+_LOST = 5
 #: Columns that a terminal needs for all figures beside a route that can be read.
 _WIDE = 100
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
@@ -69,7 +73,7 @@ def page_of(path: str) -> Group:
 def _read(path: str, service: str | None, since: float | None) -> tuple[dict[str, Any], list[SeriesTotal], float]:
     """The summary of a store, the series of its requests, and how many seconds they span."""
     target = target_of(path, service)
-    _catch_up(target)
+    catch_up(target)
     store = Store(target.store, read_only=True)
     try:
         start_s, end_s = _window(store, since)
@@ -83,7 +87,7 @@ def _read(path: str, service: str | None, since: float | None) -> tuple[dict[str
     return summary, series, end_s - start_s
 
 
-def _catch_up(target: Target) -> None:
+def catch_up(target: Target) -> None:
     """Count what a killed service has left behind; whoever may not, reads the store as it is."""
     if target.settings is None:
         return
@@ -92,6 +96,8 @@ def _catch_up(target: Target) -> None:
     except RuntimeDirError:
         return
     if directory is not None and os.access(target.store, os.W_OK):
+        # The post-mortems of what it finds are about to be shown, and not to be logged to the terminal as well.
+        logger.addHandler(logging.NullHandler())
         try:
             reporter.catch_up(target.settings, directory, Warnings(target.settings.service_name))
         except (OSError, *READ_ERRORS):
@@ -111,25 +117,35 @@ def _window(store: Store, since: float | None) -> tuple[float, float]:
 
 def _page(summary: dict[str, Any], series: Sequence[SeriesTotal], seconds: float, limit: int, wide: bool) -> Group:
     if not summary["requests"]:
-        return Group(
-            Panel(
-                Text("No requests in this span of time. Send the service one, and wait a second."),
-                title=Text(printable(summary["service"])),
-                title_align="left",
-                box=box.ROUNDED,
-            )
+        nothing = Panel(
+            Text("No requests in this span of time. Send the service one, and wait a second."),
+            title=Text(printable(summary["service"])),
+            title_align="left",
+            box=box.ROUNDED,
         )
+        return Group(nothing, *_rest(summary))
     parts: list[Any] = [_head(summary, overall(series), seconds), _routes(series, limit, wide)]
     slowest = sorted(summary["traces"], key=lambda trace: -trace["duration_s"])[:5]
     parts.append(_traces("Slowest transactions", slowest))
     failed = [trace for trace in summary["traces"] if trace["failed"]][:5]
     if failed:
         parts.append(_traces("Failed transactions", failed))
-    if summary["workers"]:
-        parts.append(_workers(summary["workers"]))
+    parts.extend(_rest(summary))
     if summary["dropped"]:
         parts.append(Text(f"{summary['dropped']} records were lost; see docs/operations.md", style="bold red"))
     return Group(*parts)
+
+
+def _rest(summary: dict[str, Any]) -> list[Any]:
+    """What is shown whether or not there were requests."""
+    parts: list[Any] = []
+    if summary["background"]:
+        parts.append(_background(summary["background"]))
+    if summary["postmortems"]:
+        parts.append(_postmortems(summary["postmortems"]))
+    if summary["workers"]:
+        parts.append(_workers(summary["workers"]))
+    return parts
 
 
 def _head(summary: dict[str, Any], total: Total, seconds: float) -> Panel:
@@ -216,6 +232,43 @@ def _traces(title: str, traces: Sequence[dict[str, Any]]) -> Table:
             what,
             trace["trace_id"][:16],
         )
+    return table
+
+
+def _background(tasks: Sequence[dict[str, Any]]) -> Table:
+    table = _table("Background tasks")
+    table.add_column("task", overflow="fold", ratio=1)
+    for heading in ("runs", "errors", "p50", "max"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for task in tasks:
+        failed = task["count"] if task["error_type"] else 0
+        table.add_row(
+            Text(printable(task["name"])),
+            f"{task['count']:,}",
+            Text(f"{failed:,}", style="red") if failed else Text("0", style="dim"),
+            duration(task["p50_s"]),
+            duration(task["max_s"]),
+        )
+    return table
+
+
+def _postmortems(postmortems: Sequence[dict[str, Any]]) -> Table:
+    """The newest few workers that died, each with the oldest request that it took along."""
+    table = _table("Workers lost")
+    table.add_column("when (UTC)", no_wrap=True)
+    table.add_column("reason", no_wrap=True, style="red")
+    table.add_column("in flight", overflow="fold", ratio=1)
+    table.add_column("post-mortem", no_wrap=True, style="dim")
+    for found in postmortems[:_LOST]:
+        what = Text("nothing", style="dim")
+        for lost in found["requests"][:1]:
+            what = Text(printable(f"{lost['method'] or 'task'} {lost['path']}  {duration(lost['age_s'])}"))
+            for more in (lost["span"], lost["stack"].rstrip().rpartition("\n")[2].strip()):
+                if more:
+                    what.append(f"\n{printable(more)}", style="dim")
+        table.add_row(found["at"][11:19], found["reason"].replace("_", " "), what, short_id(found["id"]))
+    if len(postmortems) > _LOST:
+        table.caption = f"{len(postmortems) - _LOST} more; --json lists them"
     return table
 
 

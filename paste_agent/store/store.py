@@ -292,7 +292,13 @@ def _make_private(path: str) -> None:
 
 def _connect(path: str, read_only: bool) -> sqlite3.Connection:
     name = path if path.startswith(MEMORY) else f"file:{quote(path)}?mode={'ro' if read_only else 'rw'}"
-    connection = sqlite3.connect(name, timeout=_BUSY_TIMEOUT_S, isolation_level=None, uri=True)
+    connection = sqlite3.connect(
+        name,
+        timeout=_BUSY_TIMEOUT_S,
+        isolation_level=None,
+        uri=True,
+        factory=sqlite3.Connection,  # not the instrumented one
+    )
     try:
         connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
     except BaseException:

@@ -6,15 +6,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
-from paste_agent.aggregate import REQUEST_DURATION, Total
+from paste_agent.aggregate import REQUEST_DURATION, TASK_DURATION, Total
 from paste_agent.kept import TraceRow
 from paste_agent.metrics import RECORDS_DROPPED
 from paste_agent.recorder.layout import W_MEMORY_BYTES, WHY_KEPT
-from paste_agent.store.store import RUNNING, RecorderRow, SeriesTotal, Store
+from paste_agent.store.store import RUNNING, PostmortemRow, RecorderRow, SeriesTotal, Store
 
 _NS = 1_000_000_000
 #: Kept traces that a report lists, of the slowest and of the failed each.
 TRACES = 10
+#: Post-mortems that a report lists, the newest.
+POSTMORTEMS = 100
 
 
 def summarize(store: Store, service: str, start_s: float, end_s: float) -> dict[str, Any]:
@@ -22,7 +24,8 @@ def summarize(store: Store, service: str, start_s: float, end_s: float) -> dict[
 
     start_s, end_s: s since the epoch; what began in between is summed up.
     """
-    series = [found for found in store.totals_between(start_s, end_s) if found.metric == REQUEST_DURATION]
+    between = store.totals_between(start_s, end_s)
+    series = [found for found in between if found.metric == REQUEST_DURATION]
     slowest = store.traces(start_s, end_s, "slowest", False, TRACES)
     failed = store.traces(start_s, end_s, "newest", True, TRACES)
     dropped = sum(value for (name, _), value in store.counters().items() if name == RECORDS_DROPPED)
@@ -35,11 +38,11 @@ def summarize(store: Store, service: str, start_s: float, end_s: float) -> dict[
         "errors": sum(found.total.count for found in series if "error.type" in found.attributes),
         "dropped": dropped,
         "routes": [_route(found) for found in sorted(series, key=lambda found: -found.total.sum_ns)],
-        "background": [],
+        "background": _background(between),
         "workers": [_worker(row) for row in store.recorders() if row.state == RUNNING and row.serving],
         "traces": [_trace(row) for row in {(row.trace_id, row.span_id): row for row in (*slowest, *failed)}.values()],
         "errors_seen": _errors(series, store.traces(start_s, end_s, "newest", True, 500)),
-        "postmortems": [],
+        "postmortems": [_postmortem(row) for row in store.postmortems(start_s, end_s, POSTMORTEMS)],
     }
 
 
@@ -73,6 +76,23 @@ def _route(found: SeriesTotal) -> dict[str, Any]:
         "overflow": bool(attributes.get("otel.metric.overflow", False)),
         **figures(total),
     }
+
+
+def _background(series: Iterable[SeriesTotal]) -> list[dict[str, Any]]:
+    """Background tasks, by name and error; the ones that took most time first."""
+    tasks = sorted((one for one in series if one.metric == TASK_DURATION), key=lambda one: -one.total.sum_ns)
+    return [
+        {
+            "name": str(one.attributes.get("paste_agent.task.name", "")),
+            "error_type": one.attributes.get("error.type"),
+            **figures(one.total),
+        }
+        for one in tasks
+    ]
+
+
+def _postmortem(row: PostmortemRow) -> dict[str, Any]:
+    return {**row.summary, "id": row.id, "at": rfc3339(row.at), "reason": row.reason}
 
 
 def figures(total: Total) -> dict[str, Any]:

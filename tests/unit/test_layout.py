@@ -26,7 +26,7 @@ ORDER = [
     *("store", "store.schema", "store.store", "store.retention", "store.opening", "store.summary"),
     *("exporters", "exporters.resource", "exporters.otlp_encode", "exporters.otlp"),
     *("lead", "leadership", "reporter", "lifecycle", "background"),
-    *("instrument.pyramid", "instrument"),
+    *("sql", "instrument", "instrument.pyramid", "instrument.sqlite", "instrument.http_client"),
     "filter",
     *("server", "demo", "cli"),
 ]
@@ -38,7 +38,7 @@ HOMES = {
     "requests": ["exporters.otlp", "cli.demo_traffic"],
     "opentelemetry": ["exporters"],
     "google": ["exporters"],
-    "sqlite3": ["store", "lead", "leadership", "demo"],
+    "sqlite3": ["store", "lead", "leadership", "demo", "instrument.sqlite"],
     "rich": ["cli"],
     "click": ["cli"],
     "pyramid": ["instrument.pyramid"],

@@ -28,6 +28,7 @@ from tests.recorders import (
     Script,
     count_of,
     die,
+    in_flight,
     leading,
     leave,
     open_recorder,
@@ -178,8 +179,12 @@ def test_kept_traces_of_a_killed_process_are_rebuilt_from_its_records(directory:
     run_script(KILLED, directory, expect=-9)
     with leading(directory) as lead:
         lead.drain()
-        rows = lead.store.traces(0, 1e12, "newest", False, 1000)
-        assert len({row.span_id for row in rows}) == len(rows) > 600
+        found = lead.store.traces(0, 1e12, "newest", False, 1000)
+        (lost,) = [row for row in found if row.why & layout.KEPT_LOST]  # the one in flight, from its slot
+        assert lost.detail is not None
+        assert lost.detail["attributes"] == {"url.path": "/last"}
+        rows = [row for row in found if row is not lost]
+        assert len({row.span_id for row in found}) == len(found) > 601
         assert all(row.detail is None for row in rows)
         assert all(row.duration_ns > 0 and row.why for row in rows)
         assert all(abs(row.started_at_ns - time.time_ns()) < 3600 * S for row in rows)
@@ -334,18 +339,11 @@ def test_a_lead_that_comes_later_counts_only_what_has_grown(directory: Path) -> 
 # -- readings ------------------------------------------------------------------------------------------------------
 
 
-def in_flight(recorder: Recorder, start_ns: int, method: bytes = b"GET", scheme: int = 4) -> int:
-    at = recorder.pop_slot()
-    number = recorder.started()
-    layout.SLOT.pack_into(recorder.buffer, at, start_ns, number, 1, scheme, method, b"", b"/", number)
-    return at
-
-
 def test_requests_in_flight_are_read_out_by_method_and_scheme(directory: Path) -> None:
     first, second = serving(directory), serving(directory)
     now_ns = time.perf_counter_ns()
     for method, scheme in ((b"GET", 4), (b"GET", 4), (b"POST", 5), (b"BREW", 6)):
-        in_flight(first, now_ns, method, scheme)
+        in_flight(first, now_ns, method=method, scheme=scheme)
     in_flight(second, now_ns)
     with leading(directory) as lead:
         lead.drain()

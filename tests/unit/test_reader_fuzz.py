@@ -425,6 +425,6 @@ def test_the_largest_file_that_can_be_forged_takes_little_memory(tmp_path: Path,
         layout.RECORD_BODY.pack_into(data, geometry.ring_at + place * 64 + layout.RECORD_BODY_AT, *body)
         struct.pack_into("<Q", data, geometry.ring_at + place * 64, place)
     for place in range(geometry.slots):
-        layout.SLOT.pack_into(data, geometry.slots_at + place * 512, 1, 9, 9, 9, b"GET", b"", b"\xff" * 160, 9)
+        layout.SLOT.pack_into(data, geometry.slots_at + place * 512, 1, 9, 9, 9, b"GET", b"", b"\xff" * 160, 0, 0, 9)
     written(tmp_path / "0-largest.recorder", data)
     assert int(run_script(MEMORY_SCRIPT, tmp_path)) < 64

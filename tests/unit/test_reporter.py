@@ -14,7 +14,7 @@ from paste_agent import kept, reporter, runtime_dir
 from paste_agent.lease import Holder, Lease
 from paste_agent.recorder import layout
 from paste_agent.store.store import ENDED, LOST, Store
-from tests.recorders import Script, requests_of, run_script, scripts, settings_of, warnings
+from tests.recorders import Script, postmortems_in, requests_of, run_script, scripts, settings_of, warnings
 from tests.serving import wait_for
 
 NOBODY = Holder("", 0)
@@ -230,7 +230,10 @@ def test_the_lead_is_killed_and_nothing_is_lost(directory: Path) -> None:
         served(processes[1], 100)
         processes[0].kill()
         served(processes[1], 50)
-        assert processes[1].end() == ("", "")
+        output, errors = processes[1].end()
+        assert output == ""
+        assert postmortems_in(errors) == [processes[0].process.pid]
+        assert "nothing was in flight" in errors
     assert counts_in(directory) == {("/route/0", 200): 100, ("/route/1", 200): 150}
     assert left_in(directory) == []
     assert states_in(directory) == {ENDED: 1, LOST: 1}
@@ -260,7 +263,9 @@ def test_a_whole_service_that_is_killed_is_counted_by_the_next_start(directory: 
     with Script(SERVES, directory, 9) as process:
         assert process.hear() == "ready"
         served(process, 1)
-        assert process.end() == ("", "")
+        output, errors = process.end()
+        assert output == ""
+        assert postmortems_in(errors) == sorted(one.process.pid for one in processes)
     assert counts_in(directory) == {("/route/0", 200): 60, ("/route/1", 200): 60, ("/route/9", 200): 1}
     assert states_in(directory) == {ENDED: 1, LOST: 2}
 
@@ -315,6 +320,7 @@ def test_processes_that_are_killed_again_and_again_are_counted_exactly(directory
 def test_some_killed_and_some_ended_are_counted_exactly(directory: Path) -> None:
     draw = random.Random(5)
     expected: Counter[tuple[str, int]] = Counter()
+    waiting: set[int] = set()  # for their post-mortem
     for _ in range(6):
         with scripts(3, SERVES, directory) as processes:
             for number, process in enumerate(processes):
@@ -323,11 +329,19 @@ def test_some_killed_and_some_ended_are_counted_exactly(directory: Path) -> None
                     amount = draw.randrange(1, 120)
                     served(process, amount, f"/{status}")
                     expected[f"/route/{number}", status] += amount
+            killed: list[int] = []
+            told: list[int] = []  # by one that lives on; the rest in the next round, or in the last look
             for process in draw.sample(processes, 3):
                 if draw.random() < 0.5:
                     process.kill()
+                    killed.append(process.process.pid)
                 else:
-                    assert process.end() == ("", "")
+                    output, errors = process.end()
+                    assert output == ""
+                    told += postmortems_in(errors)
+            assert len(set(told)) == len(told)
+            assert set(told) <= {*killed, *waiting}
+            waiting = {*killed, *waiting} - set(told)
     catch_up(directory)
     assert counts_in(directory) == expected
     assert left_in(directory) == []

@@ -78,6 +78,7 @@ KINDS = {
     "trace_interval_s": "seconds",
     "apdex_t_s": "seconds",
     "slow_request_s": "seconds",
+    "stuck_request_s": "seconds",
     "parent_traces_per_min": "per minute",
     "random_traces_per_min": "per minute",
     "slow_traces_per_min": "per minute",

@@ -1,0 +1,94 @@
+"""`paste-agent postmortem`: what a worker was doing when it died, and of what it died."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+import click
+
+from paste_agent.cli.report import catch_up
+from paste_agent.cli.target import target_of
+from paste_agent.errors import StoreError
+from paste_agent.postmortem import Lost, Postmortem, describe, short_id
+from paste_agent.store.store import READ_ERRORS, PostmortemRow, Store
+from paste_agent.store.summary import rfc3339
+
+_DEFAULT = "production.ini"
+_LISTED = 10
+_FOR_EVER = 1e12
+
+
+@click.command()
+@click.argument("words", metavar="[INI|STORE] [ID]", nargs=-1)
+@click.option("--service", help="Which service, when the ini measures several.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead.")
+def command(words: tuple[str, ...], service: str | None, as_json: bool) -> None:
+    """Print the account of a worker that died: the newest, or the one with this ID or beginning of an ID.
+
+    `paste-agent report` lists the IDs.
+    """
+    path, name = _path_and_id(words)
+    target = target_of(path, service)
+    catch_up(target)
+    store = Store(target.store, read_only=True)
+    try:
+        row = _found(store, name, target.store)
+        others = [one for one in store.postmortems(0, _FOR_EVER, _LISTED + 1) if row is None or one.id != row.id]
+    except READ_ERRORS as error:
+        raise StoreError(f"{target.store}: cannot be read: {error}") from None
+    finally:
+        store.close()
+    if as_json:
+        click.echo(json.dumps({} if row is None else dict(row.summary), indent=2))
+    elif row is None:
+        click.echo("No worker has died.")
+    else:
+        click.echo(f"{rfc3339(row.at)}  {describe(account := _account(row), account.requests)}")
+        if others and name is None:
+            click.echo("\nEarlier:")
+            for one in others[:_LISTED]:
+                click.echo(f"  {rfc3339(one.at)}  {short_id(one.id)}  {_account(one).headline}")
+
+
+def _path_and_id(words: tuple[str, ...]) -> tuple[str, str | None]:
+    """One word is the path of a file, if there is one, and else an ID."""
+    if len(words) > 2:
+        raise click.UsageError("give an ini or a store, and an ID; both may be left out")
+    if len(words) == 2:
+        return words[0], words[1]
+    if words and not os.path.exists(words[0]) and not words[0].endswith((".ini", ".sqlite")):
+        return _DEFAULT, words[0]
+    return (words[0] if words else _DEFAULT), None
+
+
+def _found(store: Store, name: str | None, path: str) -> PostmortemRow | None:
+    if name is None:
+        newest = store.postmortems(0, _FOR_EVER, 1)
+        return newest[0] if newest else None
+    found = store.postmortem(name)
+    if len(found) != 1:
+        what = "more than one post-mortem has" if found else "no post-mortem has"
+        raise StoreError(f"{path}: {what} an ID that begins with {name!r}; `paste-agent report` lists them")
+    return found[0]
+
+
+def _account(row: PostmortemRow) -> Postmortem:
+    """A row as the account that it was; what is missing, as in a store of a newer version, reads as nothing."""
+    known: dict[str, Any] = {
+        "id": row.id, "at": row.at, "reason": row.reason, "headline": row.reason, "evidence": [], "worker": 0,
+        "pid": 0, "uptime_s": 0.0, "requests_served": 0, "memory_bytes": 0,
+    }  # fmt: skip
+    known |= _of(Postmortem, row.summary)
+    requests = row.summary.get("requests")
+    nothing = dict.fromkeys((one.name for one in fields(Lost)), "") | {"age_s": 0.0, "answered": False}
+    known["requests"] = [Lost(**(nothing | _of(Lost, one))) for one in requests or () if isinstance(one, Mapping)]
+    return Postmortem(**known)
+
+
+def _of(kind: type[Any], summary: Mapping[str, Any]) -> dict[str, Any]:
+    names = {one.name for one in fields(kind)}
+    return {name: value for name, value in summary.items() if name in names}
