@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import ContextDecorator
 from contextvars import Token
 from time import perf_counter_ns
@@ -33,17 +34,20 @@ class background_task(ContextDecorator):
         self._agent: lifecycle.Agent | None = None
         self._token: Token[UnderWay | None] | None = None
         self._start_ns = 0
+        self._pid = 0
 
     def _recreate_cm(self) -> background_task:
         return background_task(self.name)  # each call of a decorated function is a task of its own
 
     def __enter__(self) -> background_task:
         self._start_ns = perf_counter_ns()
+        self._pid = os.getpid()
         self._agent = lifecycle.current_agent()
         if self._agent is not None:
             try:
                 self.recorder = self._agent.open()
-                self.slot = self.recorder.enter_slot(self._start_ns, SCHEME_BACKGROUND, b"", self.name.encode())
+                name = self.name.encode("utf-8", "replace")
+                self.slot = self.recorder.enter_slot(self._start_ns, SCHEME_BACKGROUND, b"", name)
                 self._token = current.set(self)
             except Exception as fault:
                 self._agent.on_fault("begin of a task", fault)
@@ -55,7 +59,8 @@ class background_task(ContextDecorator):
         duration_ns = perf_counter_ns() - self._start_ns
         fields = (self.name, None if error is None else type_name(error))
         if self._agent is None:
-            lifecycle.owe(fields, self._start_ns, duration_ns, error is not None)
+            if self._pid == os.getpid():  # else it was forked meanwhile, and the parent counts it
+                lifecycle.owe(fields, self._start_ns, duration_ns, error is not None)
             return
         try:
             if self._token is not None:

@@ -10,19 +10,20 @@ import json
 import logging
 import os
 import sqlite3
+import stat
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from paste_agent import crash, kept, metrics, naming, native, postmortem, probes, stacks
+from paste_agent import crash, ending, kept, metrics, naming, native, postmortem
 from paste_agent.aggregate import NO_ATTRIBUTES, REPORT_DURATION, SLOT_S, WORKER_LOST, Apdex, Delta, Folder, canonical
 from paste_agent.kept import TraceRow
 from paste_agent.log import logger
 from paste_agent.metrics import Reading
 from paste_agent.recorder import layout
 from paste_agent.recorder.layout import FAILED
-from paste_agent.recorder.reader import BadRecorder, InFlight, Reader
+from paste_agent.recorder.reader import BadRecorder, InFlight, OtherVersion, Reader
 from paste_agent.settings import Settings
 from paste_agent.store import retention
 from paste_agent.store.store import ENDED, LOST, RUNNING, PostmortemRow, RecorderRow, Store
@@ -44,6 +45,10 @@ _TIDY_EVERY_S = 60.0
 #: How long the arbiter may take to tell how a worker ended.
 _WITNESS_NS = 2_000_000_000
 _UNFINISHED = ".new"
+#: Added to the name of a recorder that is none; and how many of them are kept.
+_ASIDE = ".bad"
+_KEPT_ASIDE = 4
+BAD_RECORDER = "bad_recorder"  #: reason of `paste_agent.internal.errors`
 _STALE_S = 60.0
 
 Warn = Callable[[str, str], None]
@@ -56,7 +61,8 @@ class _Tracked:
     reader: Reader
     folder: Folder
     row: RecorderRow
-    known: bool  #: whether the store has the row
+    stored: RecorderRow | None  #: the row as the store has it
+    begin: int  #: the first record that has not been drained
     busy: deque[tuple[int, int]] = field(default_factory=deque)  #: (time, busy time until then), both in ns
     served_ns: int = 0  #: sum of the durations of its drained requests
     found_dead_ns: int = 0  #: since when it waits for the arbiter's word; 0: it does not
@@ -102,6 +108,7 @@ class Lead:
         self._rows = {row.id: row for row in store.recorders()}
         self._tracked: dict[str, _Tracked] = {}
         self._bad: set[str] = set()
+        self._newly_bad = 0
         self._active: set[tuple[str, str]] = set()
         self._tidied_at = 0.0
         self._settled = False
@@ -132,9 +139,14 @@ class Lead:
         if not self._settled:
             self._settle_gone()
             self._settled = True
+        drain.count(metrics.INTERNAL_ERRORS, self._newly_bad, {metrics.REASON: BAD_RECORDER})
         for tracked in tracked_now:
-            if self._drain_one(drain, tracked):
-                finished.append(tracked)
+            try:
+                if self._drain_one(drain, tracked):
+                    finished.append(tracked)
+            except BadRecorder as error:
+                self._forget(tracked, error)
+                drain.count(metrics.INTERNAL_ERRORS, 1, {metrics.REASON: BAD_RECORDER})
         # After the recorders: a row with detail takes the place of the bare one of its record.
         self._read_kept(drain)
         if tracked_now:  # to look at a service that has ended is no round of reporting, and adds no time to it
@@ -202,13 +214,39 @@ class Lead:
             self._track(Reader.of_file(path))
         except FileNotFoundError:
             pass
-        except BadRecorder as error:
+        except OtherVersion as error:
             self._bad.add(path)
+            self._warn("other recorder", f"{path}: {error}; it is left to that one")
+        except BadRecorder as error:
+            self._set_aside(path, error)
+            self._newly_bad += 1
+
+    def _forget(self, tracked: _Tracked, error: BadRecorder) -> None:
+        """A recorder is no longer what it was when it was opened: somebody else has written to its file."""
+        del self._tracked[tracked.reader.id]
+        tracked.reader.close()
+        self._set_aside(self._path_of(tracked.reader, layout.SUFFIX), error)
+
+    def _set_aside(self, path: str, error: BadRecorder) -> None:
+        """Rename a file of ours that is no recorder, so that no later lead meets it; keep a few of them to look at.
+
+        What is not ours is left alone.
+        """
+        self._bad.add(path)
+        if not _is_private(path):
             self._warn("bad recorder", f"{path}: {error}; it is left alone, remove it")
+            return
+        os.rename(path, path + _ASIDE)
+        self._warn("bad recorder", f"{path}: {error}; skipped, it lies beside as {os.path.basename(path)}{_ASIDE}")
+        directory = os.path.dirname(path)
+        for name in sorted(name for name in os.listdir(directory) if name.endswith(_ASIDE))[:-_KEPT_ASIDE]:
+            _unlink(os.path.join(directory, name))
 
     def _track(self, reader: Reader) -> None:
         row = self._rows.get(reader.id)
-        known = row is not None
+        before = row
+        # What has been drained into another store, such as one that was set aside since, is not there any more.
+        tail = reader.words()[layout.W_TAIL]
         if row is None:
             now = time.time()
             row = RecorderRow(
@@ -225,11 +263,13 @@ class Lead:
                 busy=0.0,
                 words=[],
             )
-        self._tracked[reader.id] = _Tracked(reader, Folder(reader, self._apdex), row, known)
+        begin = max(tail, row.position)
+        self._tracked[reader.id] = _Tracked(reader, Folder(reader, self._apdex), row, before, begin)
 
     def _drain_one(self, drain: _Drain, tracked: _Tracked) -> bool:
         """Fold what is new in one recorder; whether it is finished and can be removed."""
         reader, row = tracked.reader, tracked.row
+        reader.check()
         # The order matters: what is found dead or closed here leaves no record after it.
         dead = reader.is_dead()
         words = reader.words()
@@ -256,7 +296,7 @@ class Lead:
             words=list(words[: layout.WORDS_KEPT]),
         )
         if ended and row.state == RUNNING:  # else a lead before this one did, and was killed over the rest
-            self._look_at_end(drain, tracked, fresh, flight)
+            fresh = self._look_at_end(drain, tracked, fresh, flight)
         _count_words(drain, row.words, fresh)
         drain.rows.append((tracked, fresh, served_ns))
         return ended
@@ -268,45 +308,29 @@ class Lead:
         tracked.found_dead_ns = tracked.found_dead_ns or drain.now_ns
         return drain.now_ns - tracked.found_dead_ns > _WITNESS_NS
 
-    def _look_at_end(self, drain: _Drain, tracked: _Tracked, row: RecorderRow, flight: list[InFlight]) -> None:
+    def _look_at_end(self, drain: _Drain, tracked: _Tracked, row: RecorderRow, flight: list[InFlight]) -> RecorderRow:
         """Count what had its answer, and give account of a process that has not ended as it should."""
-        reader, words = tracked.reader, row.words
-        finished = reader.finished_among({request.start_ns for request in flight}, row.position)
-        row.requests += self._count_answered(drain, tracked, flight, finished)
-        if not words[layout.W_ABORTED]:  # else those that have ended since are what it was aborted over
-            flight = [request for request in flight if request.start_ns not in finished]
-        in_order = row.state == ENDED and not words[layout.W_ABORTED]
-        if not flight and (in_order or not row.serving):
-            return
+        reader = tracked.reader
         _, offset_ns = _times(drain, reader, True)
-        ended_ns = words[layout.W_EXIT_AT] or (drain.now_ns if reader.is_of_this_boot else words[layout.W_PROBED_AT])
-        found = postmortem.Evidence(
-            recorder=reader.id,
-            pid=reader.pid,
+        end = ending.look_at(
+            reader,
+            tracked.folder,
+            drain.delta,
+            flight,
+            words=row.words,
+            position=row.position,
             worker=row.worker,
-            words=words,
-            requests_served=row.requests,
-            opened_ns=reader.opened_ns,
-            ended_ns=ended_ns,
-            flight=flight,
-            crash=stacks.parse_crash(crash.read(self._path_of(reader, crash.SUFFIX))),
-            oom_kills=probes.oom_kills(),
+            requests=row.requests,
+            now_ns=drain.now_ns,
+            offset_ns=offset_ns,
+            crash=crash.read(self._path_of(reader, crash.SUFFIX)),
         )
-        account = postmortem.examine(found, offset_ns)
-        drain.postmortems.append(account)
-        drain.traces.extend(postmortem.trace_rows(account, found, offset_ns))
-        if row.serving:
-            drain.count(WORKER_LOST, 1, {metrics.REASON: account.reason})
-
-    def _count_answered(self, drain: _Drain, tracked: _Tracked, flight: list[InFlight], finished: set[int]) -> int:
-        """Count the requests that the server had an answer for, and whose process did not live to leave a record."""
-        _, offset_ns = _times(drain, tracked.reader, True)
-        answered = [one for one in flight if one.series >= 0 and one.answered_ns and one.start_ns not in finished]
-        for request in answered:
-            tracked.folder.add_one(
-                drain.delta, request.series, request.answered_ns - request.start_ns, request.answered_ns + offset_ns
-            )
-        return len(answered)
+        if end.account is not None:
+            drain.postmortems.append(end.account)
+            drain.traces.extend(end.traces)
+            if row.serving:
+                drain.count(WORKER_LOST, 1, {metrics.REASON: end.account.reason})
+        return replace(row, requests=row.requests + end.answered)
 
     def _path_of(self, reader: Reader, suffix: str) -> str:
         """Of a file that belongs to a recorder; one that is in memory has none."""
@@ -316,7 +340,7 @@ class Lead:
         """Fold the records of one recorder that are ready."""
         reader, folder = tracked.reader, tracked.folder
         ready_ns, offset_ns = _times(drain, reader, final)
-        position, missing, requests, served_ns, rebuilt = tracked.row.position, 0, 0, 0, 0
+        position, missing, requests, served_ns, rebuilt = tracked.begin, 0, 0, 0, 0
         end = position + 2 * reader.geometry.records  # a forged file may go on for ever, a ring does not
         while position < end:
             data = reader.chunk(position, _CHUNK)
@@ -353,27 +377,28 @@ class Lead:
             self.store.add_traces(drain.traces, time.time())
         self._turn_into_counters(drain)
         postmortems = [PostmortemRow(one.id, one.at, one.reason, one.summary()) for one in drain.postmortems]
-        moves = [(tracked.row.position if tracked.known else -1, row) for tracked, row, _ in drain.rows]
+        moves = [(tracked.stored, row) for tracked, row, _ in drain.rows]
         try:
             self.store.commit_drain(drain.delta, moves, drain.counters, self._settings.max_series, postmortems)
         except sqlite3.IntegrityError:
             # Another lead has been at these recorders: go on from where it left them.
             rows = {row.id: row for row in self.store.recorders()}
             for tracked in self._tracked.values():
-                tracked.known = tracked.reader.id in rows
-                tracked.row = rows.get(tracked.reader.id, tracked.row)
+                tracked.stored = rows.get(tracked.reader.id)
+                tracked.row = tracked.stored or tracked.row
+                tracked.begin = max(tracked.begin, tracked.row.position)
             raise
-        drained = 0
+        drained = self._newly_bad = 0
         self.next_drain_s = 1.0
         elapsed_s = max((drain.now_ns - self._last_drain_ns) / 1e9, 0.001)
         self._last_drain_ns = drain.now_ns
         for tracked, row, served_ns in drain.rows:
-            more = row.position - tracked.row.position
+            more = row.position - tracked.begin
             drained += more
             if more:
                 quarter_s = tracked.reader.geometry.records / 4 * elapsed_s / more
                 self.next_drain_s = max(0.05, min(self.next_drain_s, quarter_s))
-            tracked.row, tracked.served_ns, tracked.known = row, served_ns, True
+            tracked.row, tracked.stored, tracked.begin, tracked.served_ns = row, row, row.position, served_ns
             tracked.reader.set_tail(row.position)
         for path in drain.files:
             _unlink(path)
@@ -461,6 +486,15 @@ def _unlink(path: str) -> bool:
     except OSError:
         return False
     return True
+
+
+def _is_private(path: str) -> bool:
+    """Whether it is a file of this user alone."""
+    try:
+        status = os.lstat(path)
+    except OSError:
+        return False
+    return stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & 0o077
 
 
 def _remove_stale(path: str) -> None:

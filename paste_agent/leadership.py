@@ -21,7 +21,7 @@ from paste_agent.lead import Lead
 from paste_agent.log import Warnings, logger
 from paste_agent.recorder.reader import Reader
 from paste_agent.settings import SIGNALS, Settings
-from paste_agent.store.opening import name_instance, open_store
+from paste_agent.store.opening import is_corrupt, name_instance, open_store, set_aside
 from paste_agent.store.store import Store
 
 if TYPE_CHECKING:
@@ -46,41 +46,72 @@ class Leadership:
         self._directory = directory
         self._recorder = recorder
         self._warn = warn
+        self._own = own
+        self._path = ""  #: of the store that was opened last
         self._export: _ExportThread | None = None
-        store = open_store(settings, directory, warn)
         try:
-            name_instance(settings, store)
-            self._lead = Lead(settings, store, directory, own, warn)
+            self._lead = self._opened()
+        except sqlite3.DatabaseError as error:
+            if not is_corrupt(error):
+                raise
+            # Its first page is sound, which is all that was read to open it.
+            set_aside(self._path, error, warn)
+            self._lead = self._opened()
+
+    def _opened(self) -> Lead:
+        store = open_store(self._settings, self._directory, self._warn)
+        self._path = store.path
+        try:
+            name_instance(self._settings, store)
+            return Lead(self._settings, store, self._directory, self._own, self._warn)
         except BaseException:
             store.close()
             raise
+
+    def _begin_anew(self, error: sqlite3.Error) -> None:
+        """The store has become corrupt under way: set it aside, and go on with a new one."""
+        if self._export is not None:
+            self._export.stop.set()
+            self._export = None
+        self._lead.close()
+        set_aside(self._path, error, self._warn)
+        self._lead = self._opened()
 
     def tick(self, traces: deque[TraceRow]) -> float:
         """Drain once. Returns how long to sleep, s. A store that refuses is told of, and tried again.
 
         traces: kept by this process, where it has no runtime directory; taken from it when they are stored.
         """
-        lead = self._lead
         try:
             self._take(traces)
-            lead.drain()
-            lead.tidy()
+            self._lead.drain()
+            self._lead.tidy()
         except sqlite3.Error as error:
+            if is_corrupt(error):
+                self._begin_anew(error)
+                return 0.0
             self._say_store(error)
         if self._export is None and self._exports():
-            self._export = _ExportThread(self._settings, lead, self._warn)
-        return lead.next_drain_s
+            self._export = _ExportThread(self._settings, self._lead, self._warn)
+        return self._lead.next_drain_s
 
     def complete(self, deadline: float, traces: deque[TraceRow], *, exports: bool = True) -> None:
         """The last drain of this process, whose recorder is marked closed; when no other serves, the last export too.
 
         deadline: s of the monotonic clock. traces: see `tick`. exports: false where somebody does after this process.
         """
-        lead = self._lead
-        lead.patient = False
+        self._lead.patient = False
         try:
             self._take(traces)
-            lead.drain()
+            try:
+                self._lead.drain()
+            except sqlite3.DatabaseError as error:
+                if not is_corrupt(error):
+                    raise
+                self._begin_anew(error)
+                self._lead.patient = False
+                self._lead.drain()
+            lead = self._lead
             if not lead.others_serve(self._recorder):
                 # All are closed by now, those of processes that are still ending too: this drain gets the rest.
                 lead.drain()
@@ -93,7 +124,7 @@ class Leadership:
         finally:
             if self._export is not None:
                 self._export.stop.set()
-            lead.close()
+            self._lead.close()
 
     def catch_up(self) -> None:
         """One drain, and nothing sent."""

@@ -78,7 +78,7 @@ class Postmortem:
     memory_bytes: int  #: at its last report
     requests: list[Lost] = field(default_factory=list)
     more_requests: int = 0  #: that were in flight as well
-    stack: str = ""  #: of the thread that the signal arrived in, where it is no request's
+    stack: str = ""  #: of the thread that the signal arrived in, where nothing else tells where it was
 
     def summary(self) -> dict[str, Any]:
         return asdict(self)
@@ -102,7 +102,7 @@ def examine(found: Evidence, wall_offset_ns: int) -> Postmortem:
         more_requests=max(0, len(found.flight) - MAX_REQUESTS),
     )
     threads = {request.thread for request in found.flight}
-    if found.crash.current and found.crash.current not in threads:
+    if found.crash.current not in {0, *threads} and not any(lost.stack for lost in postmortem.requests):
         postmortem.stack = _rendered(found.crash.threads.get(found.crash.current, []))
     return postmortem
 
@@ -195,7 +195,7 @@ def _lost(found: Evidence, request: InFlight) -> Lost:
     frames = found.crash.threads.get(request.thread) or stacks.parse(request.stack)
     return Lost(
         method=_printable(request.method) if request.is_request else "",
-        path=_printable(request.path),
+        path=_printable(_path(request)),
         route=_printable(request.route),
         age_s=round(_age_s(found, request), 3),
         span=_printable(request.span),
@@ -205,6 +205,16 @@ def _lost(found: Evidence, request: InFlight) -> Lost:
         span_id=span_id.hex(),
         parent_id=parent.span_id.hex() if parent else "",
     )
+
+
+def _path(request: InFlight) -> str:
+    """As the client sent it. WSGI has bytes as characters, mostly those of UTF-8; the slot may have cut the last."""
+    if not request.is_request:
+        return request.path
+    try:
+        return request.path.rstrip("\ufffd").encode("latin-1").decode("utf-8", "replace")
+    except UnicodeEncodeError:
+        return request.path
 
 
 def _rendered(frames: Sequence[Frame]) -> str:

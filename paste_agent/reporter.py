@@ -124,6 +124,8 @@ class Reporter:
 
     def _arbiter_follows(self) -> bool:
         """Whether an arbiter lives that exports after its last worker: to do it twice would take twice the time."""
+        if self._directory is None:  # what is in the memory of this process, only this process can export
+            return False
         return bool(self._recorder.word(layout.W_WITNESSED)) and probes.root_pid() == os.getppid()
 
     def _write_kept(self) -> None:

@@ -16,9 +16,14 @@ _FRAME = re.compile(r'\s*File "([^"\n]{1,1024})", line ([0-9]{1,9}),? in ([^\n]{
 _FATAL = re.compile(r"Fatal Python error: ([^\n]{1,128})")
 _THREAD = re.compile(r"(Thread|Current thread) 0x([0-9a-f]{1,16})\b[^\n]* \(most recent call first\):")
 _MAX_FRAMES = 100
+#: Where libraries lie: the standard one, and those that were installed.
+_LIBRARY = os.path.dirname(os.__file__) + os.sep
+_PACKAGES = re.compile(r"[/\\](site|dist)-packages[/\\]")
 _MAX_THREADS = 512
 #: No file of source is larger.
-_MAX_SOURCE = 4 * 1024 * 1024
+_MAX_SOURCE = 1024 * 1024
+#: Bytes of source that stay in memory once they have been read: a forged stack may name any number of files.
+_MAX_CACHED = 4 * 1024 * 1024
 
 
 class Crash(NamedTuple):
@@ -69,6 +74,14 @@ def without_server(frames: Sequence[Frame], own_files: Iterable[str]) -> list[Fr
     return list(frames[places[-1] + 1 :]) if places else list(frames)
 
 
+def application_frame(frames: Sequence[Frame]) -> Frame | None:
+    """The innermost frame of the application itself, not of a library; the innermost of all where there is none."""
+    for frame in reversed(frames):
+        if not frame.file.startswith((_LIBRARY, "<frozen")) and not _PACKAGES.search(frame.file):
+            return frame
+    return frames[-1] if frames else None
+
+
 def render(frames: Iterable[Frame]) -> str:
     """As Python prints them, each with its line of source where it can be read."""
     parts: list[str] = []
@@ -82,9 +95,21 @@ def render(frames: Iterable[Frame]) -> str:
 
 def source_of(frame: Frame) -> str:
     """The line of source of a frame, stripped; '' where there is none. What names the file is not trusted."""
-    if frame.file not in linecache.cache and not _is_source(frame.file):
-        return ""
+    if frame.file not in linecache.cache:
+        if not _is_source(frame.file):
+            return ""
+        _make_room()
     return linecache.getline(frame.file, frame.line).strip()
+
+
+def _make_room() -> None:
+    """Forget files that can be read again, when there are too many of them. What is in no file stays."""
+    entries = [
+        (name, entry) for name, entry in list(linecache.cache.items()) if len(entry) == 4 and entry[1] is not None
+    ]
+    if sum(entry[0] for _, entry in entries) > _MAX_CACHED:
+        for name, _ in entries:
+            linecache.cache.pop(name, None)
 
 
 def _is_source(path: str) -> bool:

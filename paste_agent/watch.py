@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from types import FrameType
 
-from paste_agent import native
+from paste_agent import native, stacks
 from paste_agent.log import logger
 from paste_agent.recorder import layout
 from paste_agent.recorder.writer import Recorder
@@ -100,7 +100,8 @@ class Watch:
             stack = self._recorder.stack_of(slot)
             if what is None or self._recorder.number_of(slot) != number:
                 continue
-            where = f", at {stack[1].splitlines()[-1].strip()}" if stack is not None and stack[1] else ""
+            frame = None if stack is None else stacks.application_frame(stacks.parse(stack[1]))
+            where = "" if frame is None else f", at {frame.file}:{frame.line} in {frame.function}"
             logger.warning(
                 "%s: %s in flight for %d s (pid %d)%s", self._service, what, age_ns // _NS, os.getpid(), where
             )

@@ -10,7 +10,6 @@ from typing import Any
 
 import click
 
-from paste_agent.cli.report import catch_up
 from paste_agent.cli.target import target_of
 from paste_agent.errors import StoreError
 from paste_agent.postmortem import Lost, Postmortem, describe, short_id
@@ -33,7 +32,6 @@ def command(words: tuple[str, ...], service: str | None, as_json: bool) -> None:
     """
     path, name = _path_and_id(words)
     target = target_of(path, service)
-    catch_up(target)
     store = Store(target.store, read_only=True)
     try:
         row = _found(store, name, target.store)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import re
 import time
@@ -17,13 +16,11 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from paste_agent import reporter
 from paste_agent.aggregate import REQUEST_DURATION, Total
-from paste_agent.cli.target import Target, target_of
-from paste_agent.errors import RuntimeDirError, StoreError
-from paste_agent.log import Warnings, logger
+from paste_agent.cli.target import target_of
+from paste_agent.errors import StoreError
 from paste_agent.postmortem import short_id
-from paste_agent.runtime_dir import existing_service_dir
+from paste_agent.stacks import application_frame, parse
 from paste_agent.store.store import READ_ERRORS, SeriesTotal, Store
 from paste_agent.store.summary import figures, overall, summarize, trace_name
 
@@ -73,7 +70,6 @@ def page_of(path: str) -> Group:
 def _read(path: str, service: str | None, since: float | None) -> tuple[dict[str, Any], list[SeriesTotal], float]:
     """The summary of a store, the series of its requests, and how many seconds they span."""
     target = target_of(path, service)
-    catch_up(target)
     store = Store(target.store, read_only=True)
     try:
         start_s, end_s = _window(store, since)
@@ -85,23 +81,6 @@ def _read(path: str, service: str | None, since: float | None) -> tuple[dict[str
     finally:
         store.close()
     return summary, series, end_s - start_s
-
-
-def catch_up(target: Target) -> None:
-    """Count what a killed service has left behind; whoever may not, reads the store as it is."""
-    if target.settings is None:
-        return
-    try:
-        directory = existing_service_dir(target.settings, os.environ)
-    except RuntimeDirError:
-        return
-    if directory is not None and os.access(target.store, os.W_OK):
-        # The post-mortems of what it finds are about to be shown, and not to be logged to the terminal as well.
-        logger.addHandler(logging.NullHandler())
-        try:
-            reporter.catch_up(target.settings, directory, Warnings(target.settings.service_name))
-        except (OSError, *READ_ERRORS):
-            pass  # busy, or full: what the store has can be read all the same
 
 
 def _window(store: Store, since: float | None) -> tuple[float, float]:
@@ -263,7 +242,9 @@ def _postmortems(postmortems: Sequence[dict[str, Any]]) -> Table:
         what = Text("nothing", style="dim")
         for lost in found["requests"][:1]:
             what = Text(printable(f"{lost['method'] or 'task'} {lost['path']}  {duration(lost['age_s'])}"))
-            for more in (lost["span"], lost["stack"].rstrip().rpartition("\n")[2].strip()):
+            frame = application_frame(parse(lost["stack"]))
+            where = "" if frame is None else f"{os.path.basename(frame.file)}:{frame.line} in {frame.function}"
+            for more in (lost["span"], where):
                 if more:
                     what.append(f"\n{printable(more)}", style="dim")
         table.add_row(found["at"][11:19], found["reason"].replace("_", " "), what, short_id(found["id"]))

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import NamedTuple
 
 from paste_agent import ini
-from paste_agent.errors import IniError, StoreError
+from paste_agent.errors import IniError, RuntimeDirError, StoreError
+from paste_agent.log import Warnings, logger
+from paste_agent.recorder import layout
+from paste_agent.runtime_dir import STORE, existing_service_dir
 from paste_agent.settings import IN_MEMORY, Settings
+from paste_agent.store.store import READ_ERRORS
 
 _SQLITE = b"SQLite format 3\0"
 
@@ -42,13 +47,37 @@ def target_of(path: str, service: str | None) -> Target:
         names = ", ".join(found.service_name for found in ini.services(path, os.environ))
         raise IniError(f"{path}: measures the services {names}; choose one with --service")
     (found,) = services
+    _catch_up(found)
     return Target(store_path(found), found)
+
+
+def _catch_up(settings: Settings) -> None:
+    """Count what processes that were killed have left, unless somebody leads; where that cannot be, the store is read
+    as it is.
+
+    There may be no store yet: the first worker has died over its first request.
+    """
+    try:
+        directory = existing_service_dir(settings, os.environ)
+    except RuntimeDirError:
+        return
+    if directory is None or not any(name.endswith(layout.SUFFIX) for name in os.listdir(directory)):
+        return
+    path = settings.store if settings.store != IN_MEMORY else os.path.join(directory, STORE)
+    if os.path.exists(path) and not os.access(path, os.W_OK):
+        return
+    from paste_agent import reporter
+
+    # The post-mortems of what it finds are about to be shown, and not to be logged to the terminal as well.
+    logger.addHandler(logging.NullHandler())
+    try:
+        reporter.catch_up(settings, directory, Warnings(settings.service_name))
+    except (OSError, *READ_ERRORS):
+        pass  # busy, or full
 
 
 def store_path(settings: Settings) -> str:
     """Where the service's store is on this host. Raises StoreError when it has none yet."""
-    from paste_agent.runtime_dir import STORE, existing_service_dir
-
     path = settings.store
     if path == IN_MEMORY:
         directory = existing_service_dir(settings, os.environ)

@@ -43,10 +43,21 @@ class Cursor(sqlite3.Cursor):
 
 
 class Connection(sqlite3.Connection):
-    """A connection whose cursors say what they execute; its own `execute` makes one of them."""
+    """A connection whose cursors say what they execute."""
 
     def cursor(self, factory: Any = Cursor) -> Any:
         return super().cursor(factory)
+
+    # sqlite3's own shortcuts make a cursor of its own type.
+
+    def execute(self, sql: str, *args: Any) -> Any:
+        return self.cursor().execute(sql, *args)
+
+    def executemany(self, sql: str, *args: Any) -> Any:
+        return self.cursor().executemany(sql, *args)
+
+    def executescript(self, sql: str) -> Any:
+        return self.cursor().executescript(sql)
 
 
 def install() -> None:

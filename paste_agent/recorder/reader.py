@@ -24,6 +24,10 @@ class BadRecorder(Exception):
     """A file that is not a recorder of this version, or not ours to read; str() says what is wrong with it."""
 
 
+class OtherVersion(BadRecorder):
+    """A recorder of another version of the agent, whose own lead will drain it."""
+
+
 class InFlight(NamedTuple):
     """One transaction under way, as its slot has it."""
 
@@ -61,6 +65,7 @@ class Reader:
         self._read = read
         self._write = write
         self._descriptor = descriptor
+        self._head = b""
         head = read(layout.HEADER_SIZE, 0)
         if len(head) < layout.HEADER_SIZE:
             raise BadRecorder("shorter than its header")
@@ -69,7 +74,7 @@ class Reader:
         if magic != layout.MAGIC:
             raise BadRecorder("does not begin as a recorder does")
         if version != layout.VERSION or header_size != layout.HEADER_SIZE:
-            raise BadRecorder(f"has layout version {version}, this agent reads {layout.VERSION}")
+            raise OtherVersion(f"has layout version {version}, this agent reads {layout.VERSION}")
         if pid >= 1 << 31 or max(opened_at_ns, opened_ns) >= 1 << 62:
             raise BadRecorder("has a header that no process wrote")
         try:
@@ -79,6 +84,7 @@ class Reader:
         self.pid: int = pid
         self.opened_at_ns: int = opened_at_ns
         self.opened_ns: int = opened_ns
+        self._head = head[: layout.HEADER.size]
         #: Whether its times are of the monotonic clock that runs now.
         self.is_of_this_boot: bool = boot_id == layout.boot_id()
 
@@ -123,6 +129,13 @@ class Reader:
     def is_dead(self) -> bool:
         """Whether the process has let go of its recorder. Then the lock is ours until `close`."""
         return self._descriptor >= 0 and lock.try_lock(self._descriptor)
+
+    def check(self) -> None:
+        """Raises BadRecorder when the file is no longer the one that was opened: written over, or cut short."""
+        if self._read(len(self._head), 0) != self._head:
+            raise BadRecorder("has been written over")
+        if self._descriptor >= 0 and os.fstat(self._descriptor).st_size != self.geometry.size:
+            raise BadRecorder("has another size than it had")
 
     def words(self) -> tuple[int, ...]:
         """The header's words, by the W_ constants, none above 2**62; zeros for a file that has been cut short."""

@@ -48,11 +48,14 @@ class Witness:
     def _tell(self, pid: int, words: dict[int, int]) -> None:
         for settings in self._services:
             try:
-                directory = runtime_dir.existing_service_dir(settings, os.environ)
-                for path in _recorders_of(directory, pid):
-                    _write_words(path, words)
+                paths = list(_recorders_of(runtime_dir.existing_service_dir(settings, os.environ), pid))
             except (OSError, RuntimeDirError):
-                continue  # the worker records in memory, or its recorder has just been removed
+                continue  # the worker records in memory
+            for path in paths:
+                try:
+                    _write_words(path, words)
+                except OSError:
+                    continue  # the lead has just removed it
 
 
 def _recorders_of(directory: str | None, pid: int) -> Iterator[str]:

@@ -48,18 +48,25 @@ def _open_or_set_aside(path: str, warn: Callable[[str, str], None]) -> Store:
         try:
             return Store(path)
         except StoreError as error:
-            if not _is_corrupt(error):
+            if not is_corrupt(error.__cause__):
                 raise
-            _set_aside(path, error, warn)
+            _set_aside(path, str(error), warn)
         return Store(path)
 
 
-def _is_corrupt(error: StoreError) -> bool:
-    cause = error.__cause__
-    return isinstance(cause, sqlite3.DatabaseError) and not isinstance(cause, sqlite3.OperationalError)
+def is_corrupt(error: BaseException | None) -> bool:
+    """Whether an error of SQLite's says that the file is no sound database: not that it is busy, full or read-only."""
+    passing = (sqlite3.OperationalError, sqlite3.IntegrityError, sqlite3.ProgrammingError, sqlite3.NotSupportedError)
+    return isinstance(error, sqlite3.DatabaseError) and not isinstance(error, passing)
 
 
-def _set_aside(path: str, error: StoreError, warn: Callable[[str, str], None]) -> None:
+def set_aside(path: str, error: sqlite3.Error, warn: Callable[[str, str], None]) -> None:
+    """Rename a store that turned out to be corrupt after it was opened. It is closed. Raises StoreError."""
+    with _one_at_a_time(os.path.dirname(os.path.abspath(path))):
+        _set_aside(path, f"{path}: {error}", warn)
+
+
+def _set_aside(path: str, reason: str, warn: Callable[[str, str], None]) -> None:
     aside = f"{path}.corrupt-{time.strftime('%Y%m%dT%H%M%S')}"
     while os.path.lexists(aside):
         aside += "x"  # nothing is written over
@@ -70,7 +77,7 @@ def _set_aside(path: str, error: StoreError, warn: Callable[[str, str], None]) -
                 os.rename(path + suffix, aside + suffix)
     except OSError as failure:
         raise StoreError(f"{path}: corrupt, and cannot be set aside: {failure.strerror}") from None
-    warn("corrupt store", f"{error}; set aside as {aside}, starting a new one")
+    warn("corrupt store", f"{reason}; set aside as {aside}, starting a new one")
 
 
 @contextmanager

@@ -125,21 +125,21 @@ class Store:
     def commit_drain(
         self,
         delta: Delta,
-        rows: Iterable[tuple[int, RecorderRow]],
+        rows: Iterable[tuple[RecorderRow | None, RecorderRow]],
         counters: Mapping[tuple[str, str], int],
         max_series: int,
         postmortems: Iterable[PostmortemRow] = (),
     ) -> None:
         """Add what one drain brought, together with the positions that it came to.
 
-        rows: the position that the drain began at (-1: the recorder is new), and the recorder as it is now.
+        rows: the recorder as it was when the drain began (None: it is new), and as it is now.
         counters: to be added.
-        Raises sqlite3.Error; then nothing has changed. Also when a recorder is no longer where the drain began:
+        Raises sqlite3.Error; then nothing has changed. Also when a recorder is no longer as it was:
         another lead has been at it, and its totals hold what `delta` has.
         """
         with self.transaction() as db:
-            for began_at, row in rows:
-                _move(db, began_at, row)
+            for before, row in rows:
+                _move(db, before, row)
             for (key, slot_s), total in delta.totals.items():
                 series = _series_id(db, key, max_series)
                 add_total(db, "totals", {"series": series}, total)
@@ -391,21 +391,22 @@ def _series_id(db: sqlite3.Connection, key: SeriesKey, max_series: int) -> int:
     return added
 
 
-def _move(db: sqlite3.Connection, began_at: int, row: RecorderRow) -> None:
+def _move(db: sqlite3.Connection, before: RecorderRow | None, row: RecorderRow) -> None:
     values = (
         row.position, row.worker, row.pid, row.serving, row.state, row.opened_at, row.seen_at, row.requests,
         row.in_flight, row.busy, json.dumps(row.words),
     )  # fmt: skip
-    if began_at < 0:
+    if before is None:
         db.execute("INSERT INTO recorders VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", (row.id, *values))
         return
+    # All that a drain counts by: records by the position, the end of the process by its state, the rest by words.
     changed = db.execute(
         """UPDATE recorders SET (position, worker, pid, serving, state, opened_at, seen_at, requests, in_flight, busy,
-           words) = (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) WHERE id = ? AND position = ?""",
-        (*values, row.id, began_at),
+           words) = (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) WHERE id = ? AND position = ? AND state = ? AND words = ?""",
+        (*values, row.id, before.position, before.state, json.dumps(before.words)),
     )
     if changed.rowcount != 1:
-        raise sqlite3.IntegrityError(f"recorder {row.id} is no longer at {began_at}")
+        raise sqlite3.IntegrityError(f"recorder {row.id} is no longer at {before.position}")
 
 
 _TRACE_COLUMNS = "trace_id, span_id, parent_id, started_at_ns, duration_ns, failed, why, attributes, detail"

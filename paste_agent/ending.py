@@ -1,0 +1,69 @@
+"""What the lead makes of a process that has ended: what was answered is counted, of the rest account is given."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from paste_agent import postmortem, probes, stacks
+from paste_agent.aggregate import Delta, Folder
+from paste_agent.kept import TraceRow
+from paste_agent.postmortem import Evidence, Postmortem
+from paste_agent.recorder import layout
+from paste_agent.recorder.reader import InFlight, Reader
+
+
+class Ending(NamedTuple):
+    """How it ended."""
+
+    answered: int  #: requests that the server had an answer for, and no record tells of; added to the delta
+    account: Postmortem | None  #: None: it ended as it should
+    traces: list[TraceRow]  #: a failed span for each request that was lost
+
+
+def look_at(
+    reader: Reader,
+    folder: Folder,
+    delta: Delta,
+    flight: Sequence[InFlight],
+    *,
+    words: Sequence[int],
+    position: int,
+    worker: int,
+    requests: int,
+    now_ns: int,
+    offset_ns: int,
+    crash: str,
+) -> Ending:
+    """Look at a recorder whose process writes no more.
+
+    flight: what it had in flight when it was last read. words: of its header. position: after its last record.
+    worker: its number. requests: that it had served. now_ns: of the monotonic clock. offset_ns: makes the recorder's
+    monotonic clock the time of day. crash: text of its crash file.
+    """
+    finished = reader.finished_among({request.start_ns for request in flight}, position)
+    unrecorded = [request for request in flight if request.start_ns not in finished]
+    answered = [one for one in unrecorded if one.series >= 0 and one.answered_ns]
+    for request in answered:
+        duration_ns = request.answered_ns - request.start_ns
+        folder.add_one(delta, request.series, duration_ns, request.answered_ns + offset_ns)
+    # What it was aborted over was pinned, and may have ended since.
+    lost = list(flight) if words[layout.W_ABORTED] else unrecorded
+    serving = bool(words[layout.W_SERVING])
+    in_order = bool(words[layout.W_CLOSED]) and not words[layout.W_ABORTED]
+    if not lost and (in_order or not serving):
+        return Ending(len(answered), None, [])
+    found = Evidence(
+        recorder=reader.id,
+        pid=reader.pid,
+        worker=worker,
+        words=words,
+        requests_served=requests + len(answered),
+        opened_ns=reader.opened_ns,
+        ended_ns=words[layout.W_EXIT_AT] or (now_ns if reader.is_of_this_boot else words[layout.W_PROBED_AT]),
+        flight=lost,
+        crash=stacks.parse_crash(crash),
+        oom_kills=probes.oom_kills(),
+    )
+    account = postmortem.examine(found, offset_ns)
+    return Ending(len(answered), account, postmortem.trace_rows(account, found, offset_ns))
