@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from paste_agent import crash, ending, kept, metrics, naming, native, postmortem
 from paste_agent.aggregate import NO_ATTRIBUTES, REPORT_DURATION, SLOT_S, WORKER_LOST, Apdex, Delta, Folder, canonical
 from paste_agent.kept import TraceRow
-from paste_agent.log import logger
+from paste_agent.log import say
 from paste_agent.metrics import Reading
 from paste_agent.recorder import layout
 from paste_agent.recorder.layout import FAILED
@@ -145,8 +145,7 @@ class Lead:
                 if self._drain_one(drain, tracked):
                     finished.append(tracked)
             except BadRecorder as error:
-                self._forget(tracked, error)
-                drain.count(metrics.INTERNAL_ERRORS, 1, {metrics.REASON: BAD_RECORDER})
+                drain.count(metrics.INTERNAL_ERRORS, self._forget(tracked, error), {metrics.REASON: BAD_RECORDER})
         # After the recorders: a row with detail takes the place of the bare one of its record.
         self._read_kept(drain)
         if tracked_now:  # to look at a service that has ended is no round of reporting, and adds no time to it
@@ -218,29 +217,29 @@ class Lead:
             self._bad.add(path)
             self._warn("other recorder", f"{path}: {error}; it is left to that one")
         except BadRecorder as error:
-            self._set_aside(path, error)
-            self._newly_bad += 1
+            self._newly_bad += self._set_aside(path, error)
 
-    def _forget(self, tracked: _Tracked, error: BadRecorder) -> None:
+    def _forget(self, tracked: _Tracked, error: BadRecorder) -> int:
         """A recorder is no longer what it was when it was opened: somebody else has written to its file."""
         del self._tracked[tracked.reader.id]
         tracked.reader.close()
-        self._set_aside(self._path_of(tracked.reader, layout.SUFFIX), error)
+        return self._set_aside(self._path_of(tracked.reader, layout.SUFFIX), error)
 
-    def _set_aside(self, path: str, error: BadRecorder) -> None:
+    def _set_aside(self, path: str, error: BadRecorder) -> int:
         """Rename a file of ours that is no recorder, so that no later lead meets it; keep a few of them to look at.
 
-        What is not ours is left alone.
+        What is not ours is left alone. Returns how many recorders are lost by it.
         """
         self._bad.add(path)
         if not _is_private(path):
             self._warn("bad recorder", f"{path}: {error}; it is left alone, remove it")
-            return
+            return 0
         os.rename(path, path + _ASIDE)
         self._warn("bad recorder", f"{path}: {error}; skipped, it lies beside as {os.path.basename(path)}{_ASIDE}")
         directory = os.path.dirname(path)
         for name in sorted(name for name in os.listdir(directory) if name.endswith(_ASIDE))[:-_KEPT_ASIDE]:
             _unlink(os.path.join(directory, name))
+        return 1
 
     def _track(self, reader: Reader) -> None:
         row = self._rows.get(reader.id)
@@ -405,7 +404,7 @@ class Lead:
         for account in drain.postmortems:
             # Where nothing was in flight, nobody has missed anything.
             level = logging.ERROR if account.requests else logging.WARNING
-            logger.log(level, "%s: %s", self._settings.service_name, postmortem.describe(account))
+            say(level, f"{self._settings.service_name}: {postmortem.describe(account)}")
         return drained
 
     @staticmethod
@@ -426,8 +425,15 @@ class Lead:
                 self._bad.add(path)
 
     def _settle_gone(self) -> None:
-        """Rows of processes whose recorder is gone, as after a reboot: they ended, nobody knows how."""
-        gone = [name for name, row in self._rows.items() if row.state == RUNNING and name not in self._tracked]
+        """Rows of processes whose recorder is gone, as after a reboot: they ended, nobody knows how.
+
+        A process that lives and has no file records in its own memory, and is its own lead.
+        """
+        gone = [
+            name
+            for name, row in self._rows.items()
+            if row.state == RUNNING and name not in self._tracked and not _is_alive(row.pid)
+        ]
         if gone:
             self.store.set_state(gone, LOST)
 
@@ -485,6 +491,17 @@ def _unlink(path: str) -> bool:
         pass  # removed by hand, or never there
     except OSError:
         return False
+    return True
+
+
+def _is_alive(pid: int) -> bool:
+    """Whether there is a process with this pid, be it another one by now."""
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        pass
     return True
 
 

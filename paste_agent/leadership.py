@@ -18,7 +18,7 @@ from paste_agent import native, probes
 from paste_agent.exporters.resource import Facts, resource_of
 from paste_agent.kept import TraceRow
 from paste_agent.lead import Lead
-from paste_agent.log import Warnings, logger
+from paste_agent.log import Warnings, say
 from paste_agent.recorder.reader import Reader
 from paste_agent.settings import SIGNALS, Settings
 from paste_agent.store.opening import is_corrupt, name_instance, open_store, set_aside
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 #: The first export of metrics: a newcomer looks at the collector sooner than after a whole interval.
 _FIRST_EXPORT_S = 5.0
+_AGAIN_S = 0.05
 
 
 class Leadership:
@@ -103,14 +104,7 @@ class Leadership:
         self._lead.patient = False
         try:
             self._take(traces)
-            try:
-                self._lead.drain()
-            except sqlite3.DatabaseError as error:
-                if not is_corrupt(error):
-                    raise
-                self._begin_anew(error)
-                self._lead.patient = False
-                self._lead.drain()
+            self._drain_before(deadline)
             lead = self._lead
             if not lead.others_serve(self._recorder):
                 # All are closed by now, those of processes that are still ending too: this drain gets the rest.
@@ -125,6 +119,20 @@ class Leadership:
             if self._export is not None:
                 self._export.stop.set()
             self._lead.close()
+
+    def _drain_before(self, deadline: float) -> None:
+        """Drain; nobody tries again after this process. Raises sqlite3.Error."""
+        while True:
+            try:
+                self._lead.drain()
+                return
+            except sqlite3.DatabaseError as error:
+                if time.monotonic() >= deadline:
+                    raise
+                if is_corrupt(error):
+                    self._begin_anew(error)
+                    self._lead.patient = False
+                native.sleep(_AGAIN_S)  # busy, or another lead has been at it
 
     def catch_up(self) -> None:
         """One drain, and nothing sent."""
@@ -146,7 +154,7 @@ class Leadership:
         targets = [target for target in map(settings.target, SIGNALS) if target is not None]
         goes_to = f", sent to {', '.join(dict.fromkeys(_host_of(target.url) for target in targets))}" if targets else ""
         name, path = settings.service_name, self._lead.store.path
-        logger.log(level, "service %s: measurements in %s%s", name, path, goes_to)
+        say(level, f"service {name}: measurements in {path}{goes_to}")
 
     def _take(self, traces: deque[TraceRow]) -> None:
         self._lead.take_traces(traces)

@@ -13,7 +13,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from paste_agent import native, probes
+from paste_agent import log, native, probes
 from paste_agent.crash import CrashFile, crash_file
 from paste_agent.errors import RuntimeDirError
 from paste_agent.log import Warnings
@@ -76,6 +76,7 @@ class Agent:
         _listen_for_abort(_abort_all)
         self._reporter = Reporter(settings, recorder, self._directory, self.warn, self._watch)
         self._reporter.start()
+        log.start_flushing()
 
     def record(
         self, kind: int, fields: tuple[str | None, ...], start_ns: int, duration_ns: int, failed: bool = False
@@ -108,6 +109,7 @@ class Agent:
             recorder.mark_closed()
         if reporter is not None:
             reporter.finish(self.settings.shutdown_timeout_s)
+            log.flush()
         if self._crash_file is not None:
             self._crash_file.let_go()  # the file goes with the recorder
             self._crash_file = None
@@ -282,6 +284,7 @@ def _listen_for_abort(call: Callable[[], None]) -> None:
 def _after_fork_in_child() -> None:
     native.UNDIVIDED.after_fork_in_child()
     _owed.clear()  # the parent counts them
+    log.forget()
     for agent in _agents.values():
         agent.after_fork()
 

@@ -29,9 +29,46 @@ def _original(module: str, name: str) -> Any:
     return getattr(__import__(module), name)
 
 
+#: Idents, of the operating system's threads, of those that run for the agent.
+_own_threads: set[int] = set()
+
+
 def start_thread(function: Callable[[], None]) -> None:
     """Run `function` in a thread of the operating system, which does not keep the interpreter from ending."""
-    _original("_thread", "start_new_thread")(function, ())
+
+    def run() -> None:
+        ident = _real_ident()
+        _own_threads.add(ident)
+        try:
+            function()
+        finally:
+            _own_threads.discard(ident)
+
+    _original("_thread", "start_new_thread")(run, ())
+
+
+def is_own_thread() -> bool:
+    """Whether the thread that asks was made by `start_thread`."""
+    return bool(_own_threads) and _real_ident() in _own_threads
+
+
+def _real_ident() -> int:
+    ident: int = _original("_thread", "get_ident")()
+    return ident
+
+
+def start_greenlet(function: Callable[[], None]) -> None:
+    """Run `function` where the application's threads of control run: as a greenlet, where they are greenlets."""
+    import _thread
+
+    _thread.start_new_thread(function, ())
+
+
+def green_sleep(seconds: float) -> None:
+    """Let the others run meanwhile."""
+    import time
+
+    time.sleep(seconds)
 
 
 def make_lock() -> Lock:
@@ -60,9 +97,9 @@ def ident_function() -> Callable[[], int]:
     """
     global _hub_thread
     greenlet = sys.modules.get("greenlet")
-    if greenlet is None or not _threads_are_greenlets():
+    if greenlet is None or not has_greenlets():
         return get_ident
-    _hub_thread = _original("_thread", "get_ident")()
+    _hub_thread = _real_ident()
     current: Callable[[], Any] = greenlet.getcurrent
 
     def ident() -> int:
@@ -75,7 +112,8 @@ def ident_function() -> Callable[[], int]:
     return ident
 
 
-def _threads_are_greenlets() -> bool:
+def has_greenlets() -> bool:
+    """Whether gevent or eventlet have put greenlets in the place of this process's threads."""
     gevent, eventlet = sys.modules.get("gevent.monkey"), sys.modules.get("eventlet.patcher")
     return bool(
         (gevent is not None and gevent.is_module_patched("threading"))

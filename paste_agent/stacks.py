@@ -22,6 +22,8 @@ _PACKAGES = re.compile(r"[/\\](site|dist)-packages[/\\]")
 _MAX_THREADS = 512
 #: No file of source is larger.
 _MAX_SOURCE = 1024 * 1024
+#: Bytes of source that are read for one stack.
+_MAX_READ = 2 * 1024 * 1024
 #: Bytes of source that stay in memory once they have been read: a forged stack may name any number of files.
 _MAX_CACHED = 4 * 1024 * 1024
 
@@ -85,21 +87,28 @@ def application_frame(frames: Sequence[Frame]) -> Frame | None:
 def render(frames: Iterable[Frame]) -> str:
     """As Python prints them, each with its line of source where it can be read."""
     parts: list[str] = []
+    room = _MAX_READ
     for frame in frames:
         parts.append(f'  File "{frame.file}", line {frame.line}, in {frame.function}\n')
-        source = source_of(frame)
+        source, read = source_of(frame, room)
+        room -= read
         if source:
             parts.append(f"    {source}\n")
     return "".join(parts)
 
 
-def source_of(frame: Frame) -> str:
-    """The line of source of a frame, stripped; '' where there is none. What names the file is not trusted."""
+def source_of(frame: Frame, room: int = _MAX_SOURCE) -> tuple[str, int]:
+    """The line of source of a frame, stripped, and how many bytes were read for it; '' where there is none.
+
+    room: no more is read. What names the file is not trusted.
+    """
+    size = 0
     if frame.file not in linecache.cache:
-        if not _is_source(frame.file):
-            return ""
+        size = _size_of(frame.file)
+        if not 0 <= size <= min(room, _MAX_SOURCE):
+            return "", 0
         _make_room()
-    return linecache.getline(frame.file, frame.line).strip()
+    return linecache.getline(frame.file, frame.line).strip(), size
 
 
 def _make_room() -> None:
@@ -112,10 +121,10 @@ def _make_room() -> None:
             linecache.cache.pop(name, None)
 
 
-def _is_source(path: str) -> bool:
-    """Whether it is a file that reading comes to an end of."""
+def _size_of(path: str) -> int:
+    """Of a file that reading comes to an end of; -1 for any other."""
     try:
         status = os.stat(path)
     except (OSError, ValueError):
-        return False
-    return stat.S_ISREG(status.st_mode) and status.st_size <= _MAX_SOURCE
+        return -1
+    return status.st_size if stat.S_ISREG(status.st_mode) else -1

@@ -5,13 +5,14 @@ In the reporter's thread, once a second. All that a request's thread does for it
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable
 from types import FrameType
 
 from paste_agent import native, stacks
-from paste_agent.log import logger
+from paste_agent.log import say
 from paste_agent.recorder import layout
 from paste_agent.recorder.writer import Recorder
 from paste_agent.transaction import OWN_FILES, Transaction
@@ -102,11 +103,10 @@ class Watch:
                 continue
             frame = None if stack is None else stacks.application_frame(stacks.parse(stack[1]))
             where = "" if frame is None else f", at {frame.file}:{frame.line} in {frame.function}"
-            logger.warning(
-                "%s: %s in flight for %d s (pid %d)%s", self._service, what, age_ns // _NS, os.getpid(), where
-            )
+            line = f"{what} in flight for {age_ns // _NS} s (pid {os.getpid()}){where}"
+            say(logging.WARNING, f"{self._service}: {line}")
         if len(hanging) > _MAX_SAID:
-            logger.warning("%s: %d more are in flight as long", self._service, len(hanging) - _MAX_SAID)
+            say(logging.WARNING, f"{self._service}: {len(hanging) - _MAX_SAID} more are in flight as long")
 
 
 def _name_of(recorder: Recorder, slot: int) -> str | None:

@@ -69,7 +69,7 @@ def refuse_foreign(connection: sqlite3.Connection, path: str, *, may_be_empty: b
     connection.execute("BEGIN")  # one view of it: another process may be making the tables
     try:
         application = _number(connection, "PRAGMA application_id")
-        version = _number(connection, "PRAGMA user_version")
+        version = version_of(connection)
         tables = _number(connection, "SELECT count(*) FROM sqlite_master")
     finally:
         connection.rollback()
@@ -84,11 +84,11 @@ def refuse_foreign(connection: sqlite3.Connection, path: str, *, may_be_empty: b
 
 def prepare(connection: sqlite3.Connection) -> None:
     """Make the tables, or bring them up to VERSION. Several processes may do so at once."""
-    if _number(connection, "PRAGMA user_version") == VERSION:
+    if version_of(connection) == VERSION:
         return
     connection.execute("BEGIN IMMEDIATE")
     try:
-        version = _number(connection, "PRAGMA user_version")
+        version = version_of(connection)
         for step in range(version, VERSION):
             for statement in _statements(_STEPS[step]):
                 connection.execute(statement)
@@ -98,6 +98,10 @@ def prepare(connection: sqlite3.Connection) -> None:
         connection.rollback()
         raise
     connection.commit()
+
+
+def version_of(connection: sqlite3.Connection) -> int:
+    return _number(connection, "PRAGMA user_version")
 
 
 def _number(connection: sqlite3.Connection, query: str) -> int:

@@ -99,6 +99,8 @@ class Store:
                 # A crash of the machine may lose the last commits; a crash of a process loses none.
                 self._db.execute("PRAGMA synchronous = NORMAL")
                 schema.prepare(self._db)
+            #: Not so of an older agent's store, for who only looks at it.
+            self._has_postmortems = schema.version_of(self._db) >= 2
         except sqlite3.Error as error:
             self._db.close()
             raise StoreError(f"{path}: cannot be read as a store: {error}") from error
@@ -262,6 +264,8 @@ class Store:
 
     def postmortems(self, start_s: float, end_s: float, limit: int) -> list[PostmortemRow]:
         """Of processes that died in [start_s, end_s), the newest first."""
+        if not self._has_postmortems:
+            return []
         rows = self._db.execute(
             "SELECT id, at, reason, summary FROM postmortems WHERE at >= ? AND at < ? ORDER BY at DESC LIMIT ?",
             (start_s, end_s, limit),
@@ -270,6 +274,8 @@ class Store:
 
     def postmortem(self, beginning: str) -> list[PostmortemRow]:
         """Those whose id begins so, two at the most."""
+        if not self._has_postmortems:
+            return []
         rows = self._db.execute(
             "SELECT id, at, reason, summary FROM postmortems WHERE substr(id, 1, ?) = ? ORDER BY at DESC LIMIT 2",
             (len(beginning), beginning),

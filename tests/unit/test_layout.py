@@ -17,12 +17,12 @@ PACKAGE = Path(__file__).resolve().parent.parent.parent / "paste_agent"
 #: it holds unless its modules are listed. A new module is entered here once, where it belongs.
 ORDER = [
     "paste_agent",
-    *("errors", "log", "native", "naming", "propagation", "probes"),
+    *("errors", "native", "log", "naming", "propagation", "probes"),
     *("recorder", "recorder.layout", "recorder.lock"),
     *("settings", "ini", "runtime_dir", "lease"),
     *("sampler", "recorder.writer", "recorder.reader", "transaction", "response", "spans"),
     *("crash", "stacks", "watch"),
-    *("kept", "aggregate", "metrics", "detail", "trace_writer", "postmortem"),
+    *("kept", "aggregate", "metrics", "detail", "trace_writer", "postmortem", "ending"),
     *("store", "store.schema", "store.store", "store.retention", "store.opening", "store.summary"),
     *("exporters", "exporters.resource", "exporters.otlp_encode", "exporters.otlp"),
     *("lead", "leadership", "reporter", "lifecycle", "background"),
