@@ -29,6 +29,14 @@ if TYPE_CHECKING:
 
 #: The first export of metrics: a newcomer looks at the collector sooner than after a whole interval.
 _FIRST_EXPORT_S = 5.0
+#: What the exporter needs, in pieces.
+_EXPORTER = (
+    *("ssl", "email.utils", "http.client", "http.cookiejar", "idna", "certifi", "charset_normalizer"),
+    *("urllib3", "requests", "google.protobuf.message", "google.protobuf.descriptor_pb2"),
+    *(f"opentelemetry.proto.{name}_pb2" for name in ("common.v1.common", "resource.v1.resource", "trace.v1.trace")),
+    *(f"opentelemetry.proto.{name}_pb2" for name in ("metrics.v1.metrics", "logs.v1.logs")),
+    "paste_agent.exporters.otlp",
+)
 _AGAIN_S = 0.05
 
 
@@ -204,6 +212,7 @@ class _ExportThread:
         if self.stop.wait(min(_FIRST_EXPORT_S, self._settings.report_interval_s)) and self._deadline is None:
             return
         # Here, and not above: requests and protobuf are imported by the process that exports, when it first does.
+        native.import_gently(_EXPORTER, lambda: not self.stop.is_set())
         with native.UNDIVIDED:
             from paste_agent.exporters.otlp import OtlpExporter
         store = Store(self._lead.store.path)

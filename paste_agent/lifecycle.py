@@ -20,7 +20,7 @@ from paste_agent.log import Warnings
 from paste_agent.recorder import layout
 from paste_agent.recorder.writer import Recorder
 from paste_agent.reporter import Reporter, complete
-from paste_agent.runtime_dir import service_dir
+from paste_agent.runtime_dir import existing_service_dir, service_dir
 from paste_agent.sampler import Sampler
 from paste_agent.settings import Settings
 from paste_agent.watch import Watch
@@ -241,10 +241,11 @@ def finish(services: Sequence[Settings]) -> None:
             continue
         warn = Warnings(settings.service_name)
         try:
-            directory = service_dir(settings, os.environ)
+            directory = existing_service_dir(settings, os.environ)
         except RuntimeDirError:
             continue  # said by the workers, which had nothing there either
-        complete(settings, directory, warn)
+        if directory is not None:  # else no pipeline has the section, or nothing was ever recorded
+            complete(settings, directory, warn)
 
 
 def _finish_all() -> None:

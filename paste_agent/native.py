@@ -8,7 +8,8 @@ from __future__ import annotations
 import sys
 import weakref
 from _thread import get_ident
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from importlib import import_module
 from types import FrameType
 from typing import Any, Protocol
 
@@ -190,3 +191,22 @@ class _Undivided:
 
 
 UNDIVIDED = _Undivided()
+#: Between two imports: a thread that serves, and waits for the interpreter, gets it at the latest then.
+_BREATH_S = 0.01
+
+
+def import_gently(names: Sequence[str], breathes: Callable[[], bool] = lambda: True) -> None:
+    """Import modules one after the other, and let the threads that serve run in between.
+
+    An import that takes 50 ms at one go costs a hub as many switch intervals as it makes system calls meanwhile.
+    breathes: whether there is time for that.
+    """
+    for name in names:
+        if name not in sys.modules:
+            with UNDIVIDED:
+                try:
+                    import_module(name)
+                except ImportError:
+                    continue  # a piece that this version of a library does without
+            if breathes():
+                sleep(_BREATH_S)

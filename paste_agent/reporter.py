@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 _TICK_S = 1.0
 _LEASE_POLL_S = 0.02
 _NS = 1_000_000_000
+#: What a lead needs, in pieces.
+_LEADERSHIP = ("dataclasses", "platform", "uuid", "sqlite3", "paste_agent.store.store", "paste_agent.lead")
 
 
 class Reporter:
@@ -168,6 +170,7 @@ def _lead_with(
     settings: Settings, directory: str | None, lease: Lease, recorder: Recorder | None, warn: Warnings
 ) -> Leadership:
     """Begin to lead. The lease is held. One line tells of it, unless another process of this start led before."""
+    native.import_gently(_LEADERSHIP, lambda: recorder is not None and not recorder.word(layout.W_CLOSED))
     with native.UNDIVIDED:
         from paste_agent.leadership import Leadership
         from paste_agent.recorder.reader import Reader
