@@ -71,6 +71,16 @@ time at which it took the request: seconds, milliseconds or microseconds since t
 `paste_agent.records.dropped` says why in `reason`: `ring_full` when a process finished more transactions than
 `ring_records` between two drains, `unwritten` when a process was killed between taking a place and writing to it.
 
+`paste_agent.worker.lost` says why in `reason`: `timeout`, `out_of_memory`, `signal`, `exit`, `unknown`, and `boot` for
+one that could not begin to serve. `paste_agent.worker.recycled` counts those that ended because of `max_requests`. The
+number of values of `paste_agent.worker.boot.duration` is the number of starts. `boot` and the durations of starts are
+known under `gunicorn_paster` and the server runner.
+
+`paste_agent.background_task.duration` has `paste_agent.task.name` and, for those that failed, `error.type`.
+
+`paste_agent.internal.errors` with the reason `bad_recorder` counts flight recorders that were written over or cut short
+by somebody else: they are set aside, and what they held is not counted.
+
 # Traces
 
 A server span for each transaction that is kept. All others are counted in the metrics above and leave no span. Kept is
@@ -81,14 +91,22 @@ A server span for each transaction that is kept. All others are counted in the m
 | `random` | chance; it adapts to the traffic | `random_traces_per_min` |
 | `slow` | it took longer than `slow_request_s` | `slow_traces_per_min` |
 | `failed` | a 5xx, or an exception that left the application | `failed_traces_per_min` |
+| `lost` | its worker died over it | 20 a worker that died |
 
 Each bound is a bucket of its own: neither an outage nor a client that sets the sampled flag on every request
 multiplies what is stored and sent.
+
+A slow request carries `code.stacktrace`: where it was when its stack was last taken, `paste_agent.stack.age` seconds
+after its start. A lost request is a failed span with the `error.type` `worker_<reason>`, as long as it was in flight.
 
 # Logs
 
 An exception of a kept transaction is a log record of severity ERROR with `exception.type`, `exception.message` and
 `exception.stacktrace`, bound to its span.
+
+A worker that died is a log record of severity ERROR, event `paste_agent.worker.lost`, for each request that it took
+along, bound to the span of that request: the post-mortem is its body, and `code.stacktrace`, `paste_agent.span`,
+`paste_agent.postmortem.id` and `paste_agent.worker.lost.reason` are its attributes.
 """
 
 

@@ -24,7 +24,7 @@ def application(environ, start_response):
     start_response("200 OK", [])
     return [b"fine"]
 
-keys = {"service_name": "full", "store": state + "/full.sqlite", "runtime_dir": where}
+keys = {"service_name": "full", "store": state + "/full.sqlite", "runtime_dir": where, "shutdown_timeout_s": "30"}
 app = filter.main(application, {}, **keys)
 agent = lifecycle.agent_of(settings.load(keys, {}, {}))
 
