@@ -12,7 +12,7 @@ import os
 
 SUFFIX = ".crash"
 #: More than this is not read of a file.
-MAX_BYTES = 65_536
+MAX_BYTES = 524_288
 
 
 class CrashFile:

@@ -7,7 +7,7 @@ from urllib.parse import quote, unquote
 
 from paste_agent import stacks
 from paste_agent.kept import TraceRow
-from paste_agent.naming import KNOWN_METHODS
+from paste_agent.naming import KNOWN_METHODS, readable
 from paste_agent.transaction import KeptTransaction, Raised
 
 _NO_SPAN = bytes(8)
@@ -54,14 +54,14 @@ def _attributes(kept: KeptTransaction, record_query: bool) -> dict[str, str | in
     headers = kept.headers
     address, port = _server(headers)
     found: dict[str, str | int | float | None] = {
-        "url.path": _text(kept.path),
+        "url.path": readable(kept.path),
         "url.query": redacted(kept.query) if record_query and kept.query else None,
         "http.request.method_original": None if kept.method in KNOWN_METHODS else kept.method,
         "server.address": address,
         "server.port": port,
-        "client.address": _text(headers["REMOTE_ADDR"]) if "REMOTE_ADDR" in headers else None,
-        "network.peer.address": _text(headers["REMOTE_ADDR"]) if "REMOTE_ADDR" in headers else None,
-        "user_agent.original": _text(headers["HTTP_USER_AGENT"]) if "HTTP_USER_AGENT" in headers else None,
+        "client.address": readable(headers["REMOTE_ADDR"]) if "REMOTE_ADDR" in headers else None,
+        "network.peer.address": readable(headers["REMOTE_ADDR"]) if "REMOTE_ADDR" in headers else None,
+        "user_agent.original": readable(headers["HTTP_USER_AGENT"]) if "HTTP_USER_AGENT" in headers else None,
         "paste_agent.request.queue.duration": (kept.queue_us - 1) / 1e6 if kept.queue_us else None,
     }
     return {name: value for name, value in found.items() if value is not None}
@@ -76,21 +76,13 @@ def _server(headers: Mapping[str, str]) -> tuple[str | None, int | None]:
     if not port:
         port = "443" if headers.get("wsgi.url_scheme") == "https" else "80"
     number = int(port) if port.isdecimal() and len(port) <= 5 else 0
-    return _text(name.strip("[]")) or None, number if 0 < number < 65536 else None
-
-
-def _text(value: str) -> str:
-    """A WSGI string, which holds bytes as characters, as the UTF-8 that those bytes mostly are."""
-    try:
-        return value.encode("latin-1").decode("utf-8", "replace")
-    except UnicodeEncodeError:
-        return value.encode("utf-8", "replace").decode()
+    return readable(name.strip("[]")) or None, number if 0 < number < 65536 else None
 
 
 def redacted(query: str) -> str:
     """A query string with its names and without its values; what has no name may be a secret itself."""
     redacted_parts: list[str] = []
-    for part in _text(query).split("&"):
+    for part in readable(query).split("&"):
         name, equals, _ = part.partition("=")
         name = quote(unquote(name, errors="replace"), errors="replace")
         redacted_parts.append(f"{name}=REDACTED" if equals else "REDACTED" if part else "")

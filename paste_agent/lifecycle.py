@@ -199,7 +199,7 @@ def agent_of(settings: Settings) -> Agent:
     """The agent of a service; one a service, however often its filter is made in this process."""
     identity = (settings.service_name, settings.store, settings.runtime_dir)
     agent = _agents.setdefault(identity, Agent(settings))
-    if agent._recorder is None:
+    if agent.serving is None:
         agent.settings = settings  # those of a reload, where the ini has been read again
     while _owed:
         agent.record(layout.KIND_BACKGROUND, *_owed.popleft())

@@ -23,6 +23,7 @@ _MOST_UNSAID = 1000
 _FLUSH_S = 0.2
 
 _unsaid: deque[tuple[int, str]] = deque(maxlen=_MOST_UNSAID)
+_flushing: list[bool] = []  #: not empty: this process has a greenlet that logs
 #: Loggers of what the agent's threads use. A filter of a logger comes before any lock.
 _CHATTY = ("urllib3.connectionpool", "urllib3.connection", "urllib3.poolmanager", "urllib3.util.retry")
 
@@ -46,13 +47,15 @@ def start_flushing() -> None:
     """Where the agent's threads may not log, have a greenlet do it. For a thread that serves, once a process."""
     for name in _CHATTY:
         logging.getLogger(name).addFilter(_not_ours)
-    if native.has_greenlets():
+    if native.has_greenlets() and not _flushing:
+        _flushing.append(True)
         native.start_greenlet(_flush_for_ever)
 
 
 def forget() -> None:
     """In a forked child: the parent says what waits."""
     _unsaid.clear()
+    _flushing.clear()
 
 
 def _flush_for_ever() -> None:

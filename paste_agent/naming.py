@@ -82,6 +82,14 @@ def route_of_routing_args(environ: Mapping[str, object]) -> str | None:
     return route_of("/".join(replaced)) if replaced != segments else None
 
 
+def readable(value: str) -> str:
+    """A WSGI string, which holds bytes as characters, as the UTF-8 that those bytes mostly are."""
+    try:
+        return value.encode("latin-1").decode("utf-8", "replace")
+    except UnicodeEncodeError:
+        return value.encode("utf-8", "replace").decode()
+
+
 @functools.lru_cache(maxsize=4096)
 def without_expressions(pattern: str) -> str:
     """A route's pattern with the names of its variables and without their regular expressions.

@@ -208,13 +208,8 @@ def _lost(found: Evidence, request: InFlight) -> Lost:
 
 
 def _path(request: InFlight) -> str:
-    """As the client sent it. WSGI has bytes as characters, mostly those of UTF-8; the slot may have cut the last."""
-    if not request.is_request:
-        return request.path
-    try:
-        return request.path.rstrip("\ufffd").encode("latin-1").decode("utf-8", "replace")
-    except UnicodeEncodeError:
-        return request.path
+    """As the client sent it, without what is left of a character that the slot had no room for; or a task's name."""
+    return naming.readable(request.path.rstrip("\ufffd")) if request.is_request else request.path
 
 
 def _rendered(frames: Sequence[Frame]) -> str:

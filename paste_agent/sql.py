@@ -26,8 +26,12 @@ _PARTS = re.compile(
 _LISTS = re.compile(r"\(\s*\?(?:\s*,\s*\?)+\s*\)")
 
 
-@functools.lru_cache(maxsize=256)
 def sanitized(statement: str) -> str:
     """The statement with `?` for each value, lists of values folded, without comments, on one line."""
-    text = _PARTS.sub(lambda part: " " if part["comment"] else "?", statement[:_MOST])
+    return _sanitized(statement[:_MOST])  # before the cache: it keeps what it was asked for
+
+
+@functools.lru_cache(maxsize=256)
+def _sanitized(statement: str) -> str:
+    text = _PARTS.sub(lambda part: " " if part["comment"] else "?", statement)
     return _LISTS.sub("(?)", " ".join(text.split()))

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from types import FrameType
 
-from paste_agent import native, stacks
+from paste_agent import naming, native, stacks
 from paste_agent.log import say
 from paste_agent.recorder import layout
 from paste_agent.recorder.writer import Recorder
@@ -118,6 +118,8 @@ def _name_of(recorder: Recorder, slot: int) -> str | None:
     words = [part.rstrip(b"\0").decode("utf-8", "replace") for part in (method, path)]
     if scheme == layout.SCHEME_BACKGROUND:
         words[0] = "task"
+    else:
+        words[1] = naming.readable(words[1].rstrip("\ufffd"))
     return "".join(char if char.isprintable() else "\ufffd" for char in " ".join(words))
 
 

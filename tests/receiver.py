@@ -61,12 +61,13 @@ class Answer:
     body: bytes = b""
     headers: dict[str, str] = field(default_factory=dict)
     raw: Callable[[BaseHTTPRequestHandler], None] | None = None
+    delay_s: float = 0.0  #: until it is said; what was asked is taken at once
 
 
 class Receiver:
     """A context manager. `answers` are used up first, one a request; then `default` is."""
 
-    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(self, tls: ssl.SSLContext | None = None, port: int = 0) -> None:
         self._scheme = "http" if tls is None else "https"
         self.answers: deque[Answer] = deque()
         self.default = Answer()
@@ -76,7 +77,7 @@ class Receiver:
         self.log_requests: list[ExportLogsServiceRequest] = []
         self.stopping = threading.Event()  #: for a `raw` that waits
         self._lock = threading.Lock()
-        self._server = _Server(self, tls)
+        self._server = _Server(self, tls, port)
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
 
     def __enter__(self) -> Receiver:
@@ -99,8 +100,12 @@ class Receiver:
         self._server.server_close()
 
     @property
+    def port(self) -> int:
+        return int(self._server.server_address[1])
+
+    @property
     def endpoint(self) -> str:
-        return f"{self._scheme}://127.0.0.1:{self._server.server_address[1]}"
+        return f"{self._scheme}://127.0.0.1:{self.port}"
 
     # -- what was taken --------------------------------------------------------------------------------------------
 
@@ -143,6 +148,11 @@ class Receiver:
                     if key not in newest or newest[key][1].time_unix_nano <= point.time_unix_nano:
                         newest[key] = (attributes, point)
         return list(newest.values())
+
+    def forget_metrics(self, but: int) -> None:
+        """Leave the newest requests with metrics, so many, by their arrival: for when their own times say little."""
+        with self._lock:
+            del self.metrics[:-but]
 
     def request_counts(self) -> dict[RequestKey, int]:
         """Served requests by method, route and status, from the newest point of each series."""
@@ -201,10 +211,10 @@ def request_key(attributes: dict[str, Any]) -> RequestKey:
 class _Server(ThreadingHTTPServer):
     daemon_threads = False  # server_close waits for them: none outlives its test
 
-    def __init__(self, receiver: Receiver, tls: ssl.SSLContext | None) -> None:
+    def __init__(self, receiver: Receiver, tls: ssl.SSLContext | None, port: int) -> None:
         self.receiver = receiver
         self._connections: list[socket.socket] = []
-        super().__init__(("127.0.0.1", 0), _Handler)
+        super().__init__(("127.0.0.1", port), _Handler)
         if tls is not None:
             # The handshake waits for the handler's thread: it must not hold the one that accepts.
             self.socket = tls.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
@@ -240,6 +250,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             answer.raw(self)
             return
+        if answer.delay_s:
+            self.server.receiver.stopping.wait(answer.delay_s)
         self.send_response(answer.status)
         for name, value in {
             "Content-Type": "application/x-protobuf",

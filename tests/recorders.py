@@ -13,6 +13,7 @@ import contextlib
 import os
 import re
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -24,6 +25,7 @@ from typing import Any
 from paste_agent import settings
 from paste_agent.aggregate import REQUEST_DURATION
 from paste_agent.filter import AgentFilter
+from paste_agent.kept import TraceRow
 from paste_agent.lead import Lead
 from paste_agent.log import Warnings
 from paste_agent.recorder import layout
@@ -31,7 +33,7 @@ from paste_agent.recorder.reader import Reader
 from paste_agent.recorder.writer import Recorder
 from paste_agent.sampler import Sampler
 from paste_agent.settings import Settings
-from paste_agent.store.store import Store
+from paste_agent.store.store import PostmortemRow, Store
 from tests.serving import environment
 
 MS = 1_000_000
@@ -187,6 +189,51 @@ def series_of(recorder: Recorder, route: str = "/", status: str = "200 OK", erro
     return recorder.intern_server(("GET", status, route, error, "http", "HTTP/1.1"))
 
 
+# -- files that nobody should trust --------------------------------------------------------------------------------
+
+GEOMETRY = layout.Geometry(records=16, slots=2, series=4)
+
+
+def forged(
+    *,
+    records: list[tuple[int, int, int, int, int, int]] = (),  # type: ignore[assignment]  # only read
+    series: list[bytes] = (),  # type: ignore[assignment]
+    slots: list[bytes] = (),  # type: ignore[assignment]
+    stacks: list[bytes] = (),  # type: ignore[assignment]
+    words: dict[int, int] | None = None,
+    geometry: layout.Geometry = GEOMETRY,
+    pid: int = 7,
+    opened_ns: int = 1,
+) -> bytearray:
+    """A recorder's file as somebody might write it: the geometry holds, the rest is up to them."""
+    data = bytearray(geometry.size)
+    layout.HEADER.pack_into(
+        data, 0, layout.MAGIC, layout.VERSION, layout.HEADER_SIZE, pid, opened_ns, opened_ns,
+        geometry.records, geometry.slots, geometry.series, layout.boot_id(),
+    )  # fmt: skip
+    for index, word in (words or {}).items():
+        struct.pack_into("<Q", data, layout.WORDS_AT + 8 * index, word)
+    for place, slot in enumerate(slots[: geometry.slots]):
+        at = geometry.slots_at + place * 512
+        data[at : at + 512] = slot[:512].ljust(512, b"\0")
+    for place, stack in enumerate(stacks[: geometry.slots]):
+        at = geometry.stacks_at + place * layout.STACK_SIZE
+        data[at : at + layout.STACK_SIZE] = stack[: layout.STACK_SIZE].ljust(layout.STACK_SIZE, b"\0")
+    for place, entry in enumerate(series[: geometry.series]):
+        at = geometry.series_at + place * 512
+        data[at : at + 512] = entry[:512].ljust(512, b"\0")
+    for place, body in enumerate(records[: geometry.records]):
+        layout.RECORD_BODY.pack_into(data, geometry.ring_at + place * 64 + layout.RECORD_BODY_AT, *body)
+    return data
+
+
+def written(path: Path, data: bytes) -> str:
+    """A private file; its path."""
+    path.write_bytes(data)
+    path.chmod(0o600)
+    return str(path)
+
+
 # -- the lead ------------------------------------------------------------------------------------------------------
 
 
@@ -226,6 +273,30 @@ def requests_of(store: Store) -> dict[tuple[Any, Any, Any], int]:
 
 def count_of(store: Store) -> int:
     return sum(requests_of(store).values())
+
+
+def accounts(lead: Lead) -> list[PostmortemRow]:
+    """Post-mortems, the newest first."""
+    return lead.store.postmortems(0, 1e12, 100)
+
+
+def lost_by_reason(lead: Lead) -> dict[str, int]:
+    """`paste_agent.worker.lost` by its attributes."""
+    name = "paste_agent.worker.lost"
+    return {attributes: value for (found, attributes), value in lead.store.counters().items() if found == name}
+
+
+def traces_of(lead: Lead) -> list[TraceRow]:
+    return lead.store.traces(0, 1e12, "newest", False, 1000)
+
+
+def states(lead: Lead) -> list[str]:
+    return [row.state for row in lead.store.recorders()]
+
+
+def since(seconds: float) -> int:
+    """A time of the monotonic clock so many seconds ago."""
+    return time.perf_counter_ns() - round(seconds * S)
 
 
 def recorders_in(directory: Path) -> list[str]:

@@ -51,13 +51,21 @@ def environment(**more: str) -> dict[str, str]:
     return {**env, "PYTHONUNBUFFERED": "1", **more}
 
 
-def wait_for(condition: Callable[[], object], what: str, patience_s: float = PATIENCE_S) -> None:
+def wait_for(
+    condition: Callable[[], object], what: str, patience_s: float = PATIENCE_S, *, poll_s: float = 0.02
+) -> None:
     """Return once `condition()` is true; AssertionError that names `what` when it never is."""
     deadline = time.monotonic() + patience_s
     while not condition():
         if time.monotonic() > deadline:
             raise AssertionError(f"waited {patience_s:g} s in vain for {what}")
-        time.sleep(0.02)
+        time.sleep(poll_s)
+
+
+def children_of(pid: int) -> list[int]:
+    """Pids of a process's children, as the kernel lists them."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    return [int(child) for child in children.split()]
 
 
 class Served:
@@ -89,8 +97,7 @@ class Served:
 
     def workers(self) -> list[int]:
         """Pids of its children, as the kernel lists them."""
-        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text()
-        return [int(pid) for pid in children.split()]
+        return children_of(self.pid)
 
     def send(self, number: signal.Signals) -> None:
         self.process.send_signal(number)

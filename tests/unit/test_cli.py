@@ -124,7 +124,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
     words[layout.W_MEMORY_BYTES] = 50 << 20
     row = RecorderRow("7-a", 0, 1, 4711, True, RUNNING, NOW - 100.0, NOW - 1.0, 140, 2, 0.25, words)
     just_now, before = (NOW - 30) // 10 * 10, (NOW - 3600) // 10 * 10
-    opened.commit_drain(delta_of("/items/{id}", 100, just_now), [(-1, row)], {}, 100)
+    opened.commit_drain(delta_of("/items/{id}", 100, just_now), [(None, row)], {}, 100)
     opened.commit_drain(delta_of("/items", 10, just_now, status=500, error="ValueError"), [], {}, 100)
     opened.commit_drain(delta_of("/old", 30, before), [], {("paste_agent.records.dropped", "{}"): 3}, 100)
     opened.add_traces([trace_of(1, path="/items/1"), trace_of(2, message="no stock", failed=True)], 1.0)

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
+from collections.abc import Callable
 
 import pytest
 from gunicorn.config import Config
 
 from paste_agent import lifecycle
+from paste_agent.recorder import layout
 from paste_agent.server import hooks
+from tests.filtering import Measured
+from tests.recorders import S
 
 
 @pytest.fixture
@@ -85,3 +90,37 @@ def test_an_exception_of_ours_is_told_once(
         cfg.post_worker_init("worker")
         cfg.post_worker_init("worker")
     assert [record.levelname for record in caplog.records if record.name == "paste_agent"] == ["WARNING"]
+
+
+class Worker:
+    """As much of gunicorn's as the hooks look at."""
+
+
+@pytest.mark.parametrize("same_user", [True, False])
+def test_a_worker_tells_how_long_it_took_to_boot_and_that_there_is_a_witness(
+    measure: Callable[..., Measured], monkeypatch: pytest.MonkeyPatch, same_user: bool
+) -> None:
+    service = measure()
+    monkeypatch.setattr(lifecycle, "start_reporters", lambda: [service.agent])
+    cfg, worker = Config(), Worker()
+    hooks.install(cfg, [service.settings])
+    cfg.pre_fork("arbiter", worker)
+    if not same_user:  # the worker has changed it since
+        user = os.geteuid()
+        monkeypatch.setattr(os, "geteuid", lambda: user + 1)
+    cfg.post_worker_init(worker)
+    monkeypatch.undo()
+    totals = {metric: total for ((metric, _), _), total in service.delta().totals.items()}
+    assert totals["paste_agent.worker.boot.duration"].count == 1
+    assert 0 < totals["paste_agent.worker.boot.duration"].sum_ns < 60 * S
+    assert service.word(layout.W_WITNESSED) == same_user
+
+
+def test_without_an_arbiter_there_is_neither(measure: Callable[..., Measured], monkeypatch: pytest.MonkeyPatch) -> None:
+    service = measure()
+    monkeypatch.setattr(lifecycle, "start_reporters", lambda: [service.agent])
+    cfg = Config()
+    hooks.install(cfg, [service.settings])
+    cfg.post_worker_init(Worker())
+    assert service.delta().totals == {}
+    assert service.word(layout.W_WITNESSED) == 0

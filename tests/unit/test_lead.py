@@ -389,7 +389,7 @@ def busy_of(recorder: Recorder, steps: list[tuple[int, int, list[int]]], positio
     """steps: now, time served until now, starts of those in flight; in s after the recorder was opened."""
     with closing(reader_of(recorder)) as reader:
         row = RecorderRow(recorder.id, position, 1, 1, True, RUNNING, 0, 0, 0, 0, 0.25, [])
-        tracked = _Tracked(reader, None, row, True)  # type: ignore[arg-type]  # nothing is folded
+        tracked = _Tracked(reader, None, row, row, 0)  # type: ignore[arg-type]  # nothing is folded
         found = []
         for now_s, served_s, starts in steps:
             serve(recorder, meanwhile=lambda starts=starts: None)
@@ -614,24 +614,37 @@ def test_a_dead_recorder_stays_until_the_store_takes_it(directory: Path) -> None
         assert recorders_in(directory) == []
 
 
+def seen_and_gone(directory: Path, *, killed: bool = True) -> None:
+    """A process that a lead has seen alive; its file is gone, and where it was killed itself too."""
+    with Script(WRITES, directory) as process:
+        process.say(1)
+        process.hear()
+        with leading(directory) as lead:
+            lead.drain()
+        os.unlink(directory / recorders_in(directory)[0])
+        if killed:
+            return
+        with leading(directory) as lead:
+            lead.drain()
+            assert [row.state for row in lead.store.recorders()] == [RUNNING]
+
+
 def test_rows_of_processes_whose_recorder_is_gone_are_settled_as_lost(directory: Path) -> None:
-    opened = serving(directory)
-    with leading(directory) as lead:
-        lead.drain()
-    os.unlink(directory / recorders_in(directory)[0])
+    seen_and_gone(directory)
     with leading(directory) as lead:
         assert [row.state for row in lead.store.recorders()] == [RUNNING]
         lead.drain()
         assert [row.state for row in lead.store.recorders()] == [LOST]
         assert reading(lead, "paste_agent.worker.count") == [0]
-    die(opened)
+
+
+def test_rows_of_processes_that_live_without_a_file_are_their_own_business(directory: Path) -> None:
+    """As those that record in their memory."""
+    seen_and_gone(directory, killed=False)
 
 
 def test_rows_are_settled_even_when_the_store_refuses_at_first(directory: Path) -> None:
-    opened = serving(directory)
-    with leading(directory) as lead:
-        lead.drain()
-    os.unlink(directory / recorders_in(directory)[0])
+    seen_and_gone(directory)
     with leading(directory) as lead, closing(Store(settings_of(directory).store)) as other:
         with lead.store.transaction() as db:
             db.execute("PRAGMA busy_timeout = 20")
@@ -639,7 +652,6 @@ def test_rows_are_settled_even_when_the_store_refuses_at_first(directory: Path) 
             lead.drain()
         lead.drain()
         assert [row.state for row in lead.store.recorders()] == [LOST]
-    die(opened)
 
 
 def test_a_file_that_cannot_be_removed_is_counted_once(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,7 +36,7 @@ from paste_agent.exporters import otlp_encode
 from paste_agent.exporters.resource import Facts, resource_of
 from paste_agent.kept import TraceRow
 from paste_agent.metrics import Reading
-from paste_agent.recorder.layout import KEPT_FAILED, KEPT_PARENT, KEPT_RANDOM, KEPT_SLOW
+from paste_agent.recorder.layout import KEPT_FAILED, KEPT_LOST, KEPT_PARENT, KEPT_RANDOM, KEPT_SLOW
 from paste_agent.store.store import Counters, SeriesTotal
 from tests.receiver import attributes_of
 
@@ -374,13 +374,97 @@ def test_half_an_exception_is_sent() -> None:
     assert attributes_of(record.attributes) == {"exception.type": "E"}
 
 
+ACCOUNT = {
+    "id": "4711-00aa",
+    "reason": "timeout",
+    "text": "worker 2 (pid 4711) was lost, killed by the arbiter\n  GET /a was in flight for 31 s",
+    "span": "SELECT orders",
+    "stack": '  File "/app.py", line 3, in view\n',
+}
+
+
+def log_records(*rows: TraceRow) -> list[Any]:
+    message = otlp_encode.encode_logs(RESOURCE, rows)
+    if message is None:
+        return []
+    (outer,) = ExportLogsServiceRequest.FromString(message.data).resource_logs
+    (inner,) = outer.scope_logs
+    assert message.items == len(inner.log_records)
+    return list(inner.log_records)
+
+
+def test_a_post_mortem_has_every_field() -> None:
+    (record,) = log_records(row(failed=True, why=KEPT_LOST, detail={"postmortem": ACCOUNT}))
+    assert record.body.string_value == ACCOUNT["text"]
+    assert record.event_name == "paste_agent.worker.lost"
+    assert (record.severity_number, record.severity_text) == (17, "ERROR")
+    assert (record.trace_id, record.span_id, record.flags) == (TRACE_ID, SPAN_ID, 1)
+    assert record.time_unix_nano == record.observed_time_unix_nano == START + 250_000_000
+    assert attributes_of(record.attributes) == {
+        "paste_agent.postmortem.id": "4711-00aa",
+        "paste_agent.worker.lost.reason": "timeout",
+        "paste_agent.span": "SELECT orders",
+        "code.stacktrace": ACCOUNT["stack"],
+    }
+
+
+def test_the_span_of_a_lost_request_says_of_what_it_died() -> None:
+    detail = {"attributes": {"url.path": "/a"}, "postmortem": ACCOUNT}
+    span = span_of(failed=True, why=KEPT_LOST | KEPT_SLOW, detail=detail)
+    assert span.status.code == Status.STATUS_CODE_ERROR
+    assert span.status.message == "worker lost: timeout"
+    attributes = attributes_of(span.attributes)
+    assert attributes["paste_agent.why_kept"] == ["slow", "lost"]
+    assert attributes["url.path"] == "/a"
+    assert not any(name.startswith("postmortem") for name in attributes)
+
+
+def test_a_request_that_raised_and_was_lost_has_a_record_of_each() -> None:
+    detail = {"exception": {"type": "SystemExit", "message": "1"}, "postmortem": ACCOUNT}
+    records = log_records(row(failed=True, detail=detail), row(), row(detail={"postmortem": ACCOUNT}))
+    assert [record.event_name for record in records] == [
+        "http.server.request.exception",
+        "paste_agent.worker.lost",
+        "paste_agent.worker.lost",
+    ]
+    assert [record.body.string_value for record in records] == ["", ACCOUNT["text"], ACCOUNT["text"]]
+
+
+def test_what_was_not_in_a_span_has_none() -> None:
+    (record,) = log_records(row(detail={"postmortem": {**ACCOUNT, "span": "", "stack": ""}}))
+    assert set(attributes_of(record.attributes)) == {"paste_agent.postmortem.id", "paste_agent.worker.lost.reason"}
+
+
+@pytest.mark.parametrize("junk", [None, "text", 7, [], {}, {"text": None}, {"text": 7}, {"text": ["a"]}, {"id": "x"}])
+def test_what_is_no_post_mortem_makes_no_log(junk: object) -> None:
+    assert log_records(row(detail={"postmortem": junk})) == []
+    assert span_of(detail={"postmortem": junk}).status.message == ""
+
+
+@pytest.mark.parametrize("junk", [None, 7, {"a": 1}, [[1]], 1 << 70, float("nan"), "\ud800", b"bytes", object()])
+def test_junk_in_a_post_mortem_is_left_out(junk: object) -> None:
+    (record,) = log_records(
+        row(detail={"postmortem": {"text": "told\ud800", **dict.fromkeys(("id", "reason", "span"), junk)}})
+    )
+    assert record.body.string_value == "told?"
+    assert all(isinstance(value, (str, int, float)) for value in attributes_of(record.attributes).values())
+    span = span_of(failed=True, detail={"postmortem": {"reason": junk}})
+    assert span.status.code == Status.STATUS_CODE_ERROR
+    assert span.status.message.startswith("worker lost: ") is isinstance(junk, str)
+
+
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(codec=None)),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=8,
 )
+odd_accounts = json_values | st.fixed_dictionaries(
+    {"text": st.text(st.characters(codec=None))},
+    optional=dict.fromkeys(("id", "reason", "span", "stack"), json_values),
+)
 odd_details = st.none() | json_values | st.fixed_dictionaries(
-    {}, optional=dict.fromkeys(("attributes", "tracestate", "exception"), json_values)
+    {},
+    optional={**dict.fromkeys(("attributes", "tracestate", "exception"), json_values), "postmortem": odd_accounts},
 )  # fmt: skip
 
 

@@ -167,7 +167,7 @@ def test_recorders_that_ended_are_kept_up_to_a_bound_and_living_ones_always(stor
         for place in range(150)
     ]
     alive = [RecorderRow(f"alive-{place}", 1, 0, 1, True, RUNNING, 1.0, 0.0, 1, 0, 0.0, []) for place in range(120)]
-    store.commit_drain(Delta(), [(-1, row) for row in ended + alive], {}, 100)
+    store.commit_drain(Delta(), [(None, row) for row in ended + alive], {}, 100)
     retention.tidy(store, NOW, EVER, ANY)
     left = {row.id for row in store.recorders()}
     assert left == {row.id for row in alive} | {f"ended-{place}" for place in range(50, 150)}

@@ -6,14 +6,18 @@ import os
 import stat
 import subprocess
 import sys
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from paste_agent import settings
 from paste_agent.errors import RuntimeDirError
+from paste_agent.lease import Holder, Lease
 from paste_agent.runtime_dir import existing_service_dir, service_dir
 from paste_agent.settings import Settings
+from tests.recorders import die, leading, open_recorder, run_script, scripts
 
 ROOT_USER = os.geteuid() == 0
 SOMEBODY = 12345
@@ -135,6 +139,157 @@ def test_a_directory_that_cannot_be_written_is_refused(tmp_path: Path, bits: int
     base.chmod(0o700)
     assert found.stderr == ""
     assert found.stdout.strip() == f"{base}: cannot be written to; chmod 700 it, or set `runtime_dir`"
+
+
+# -- races, and what lies inside -----------------------------------------------------------------------------------
+
+
+def _a_link(path: str, elsewhere: Path) -> None:
+    os.symlink(elsewhere, path)
+
+
+def _an_open_directory(path: str, elsewhere: Path) -> None:
+    os.mkdir(path)
+    os.chmod(path, 0o777)
+
+
+def _a_file(path: str, elsewhere: Path) -> None:
+    Path(path).touch()
+
+
+@pytest.mark.parametrize("what", ["base", "service"])
+@pytest.mark.parametrize("make", [_a_link, _an_open_directory, _a_file])
+def test_somebody_who_is_quicker_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, make: Callable[[str, Path], None]
+) -> None:
+    """Between our look at a name and our making it: whatever lies there then is looked at again, and not trusted."""
+    elsewhere, mkdir, raced = tmp_path / "elsewhere", os.mkdir, []
+    elsewhere.mkdir(0o700)
+
+    def after_somebody_else(path: str, mode: int = 0o777) -> None:
+        if (os.path.basename(path) == "run") == (what == "base") and not raced:
+            raced.append(path)
+            monkeypatch.undo()
+            make(path, elsewhere)
+        mkdir(path, mode)
+
+    monkeypatch.setattr(os, "mkdir", after_somebody_else)
+    said = refused(tmp_path / "run")
+    assert raced
+    assert "is not a directory" in said or "others may enter it" in said
+    assert list(elsewhere.iterdir()) == []
+
+
+def test_a_directory_that_another_process_of_ours_makes_first_is_shared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mkdir = os.mkdir
+
+    def after_another_process(path: str, mode: int = 0o777) -> None:
+        mkdir(path, mode)
+        mkdir(path, mode)
+
+    monkeypatch.setattr(os, "mkdir", after_another_process)
+    made = service_dir(of(tmp_path / "run"), {})
+    monkeypatch.undo()
+    assert service_dir(of(tmp_path / "run"), {}) == made
+
+
+RACES = """
+import os, sys
+from paste_agent import settings
+from paste_agent.errors import RuntimeDirError
+from paste_agent.runtime_dir import service_dir
+print('ready', flush=True)
+for line in sys.stdin:
+    wanted = settings.load({"service_name": "shop", "store": "/x/s", "runtime_dir": line.strip()}, {}, {})
+    try:
+        print('made', os.path.realpath(service_dir(wanted, {})), flush=True)
+    except RuntimeDirError as error:
+        print('refused', error, flush=True)
+"""
+
+
+def test_a_link_that_is_laid_at_any_moment_is_never_gone_through(tmp_path: Path) -> None:
+    """A real race: another process lays a link under the name while the directory is made there, over and over."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir(0o700)
+    outcomes: Counter[str] = Counter()
+    with scripts(2, RACES) as processes:
+        for process in processes:
+            assert process.hear() == "ready"
+        for attempt in range(200):
+            base = tmp_path / f"run-{attempt}"
+            for process in processes:
+                process.say(base)
+            for _ in range(attempt % 20 * 50):  # another moment each time
+                pass
+            try:
+                base.symlink_to(elsewhere)
+            except FileExistsError:
+                pass
+            for process in processes:
+                outcome, _, rest = process.hear().partition(" ")
+                outcomes[outcome] += 1
+                if outcome == "made":
+                    assert Path(rest).parent == base
+                else:
+                    assert "is not a directory" in rest
+            assert list(elsewhere.iterdir()) == []
+    assert set(outcomes) <= {"made", "refused"}
+    assert sum(outcomes.values()) == 400
+
+
+LAID = """
+import os, sys
+from pathlib import Path
+from paste_agent import lifecycle
+from paste_agent.runtime_dir import service_dir
+from tests.recorders import settings_of
+settings = settings_of(Path(sys.argv[1]))
+directory = service_dir(settings, {})
+victim = Path(sys.argv[1]) / 'victim'
+real = os.urandom
+os.urandom = lambda size: bytes(size) if size == 8 else real(size)
+for suffix in ('.recorder', '.recorder.new', '.crash')[int(sys.argv[2]):][:1]:
+    os.symlink(victim, f'{directory}/{os.getpid()}-{"00" * 8}{suffix}')
+agent = lifecycle.agent_of(settings)
+recorder = agent.serve()
+print(recorder.path is not None, os.path.exists(victim) and victim.read_text())
+names = [name for name in os.listdir(directory) if name.startswith(str(os.getpid()))]
+print(*sorted(name.partition('.')[2] for name in names if os.path.islink(f'{directory}/{name}')))
+"""
+
+
+@pytest.mark.parametrize("laid", [0, 1, 2], ids=["recorder", "unfinished", "crash"])
+def test_a_link_under_the_name_of_a_recorder_is_not_written_through(tmp_path: Path, laid: int) -> None:
+    tmp_path.chmod(0o700)
+    (tmp_path / "victim").write_text("precious")
+    told = run_script(LAID, tmp_path, laid).splitlines()
+    assert (tmp_path / "victim").read_text() == "precious"
+    # A name that is taken is renamed over, or costs recovery; the application does not notice either.
+    assert told[0] == ("False precious" if laid == 1 else "True precious")
+    assert told[1] == ("", "recorder.new", "crash")[laid]
+
+
+@pytest.mark.parametrize("name", ["lease", "7-aa.recorder", "7-aa.crash", "7-aa.1.kept"])
+def test_a_link_in_the_service_directory_is_not_read_through(tmp_path: Path, name: str) -> None:
+    """A lead takes up what lies there; what the link points at keeps its bytes and is not told of."""
+    victim = tmp_path / "victim"
+    victim.write_text("Fatal Python error: precious\n")
+    victim.chmod(0o600)
+    (tmp_path / name).symlink_to(victim)
+    if name == "lease":
+        with pytest.raises(OSError, match="symbolic links"):
+            Lease(str(tmp_path / name), Holder("", 0)).try_take()
+    else:
+        opened = open_recorder(tmp_path)
+        die(opened)
+        with leading(tmp_path) as lead:
+            lead.drain()
+            assert lead.store.postmortems(0, 1e12, 10) == []
+            assert [row.id for row in lead.store.recorders()] == [opened.id]
+    assert victim.read_text() == "Fatal Python error: precious\n"
 
 
 def test_without_a_setting_it_is_on_a_memory_file_system(tmp_path: Path) -> None:

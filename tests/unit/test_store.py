@@ -75,8 +75,8 @@ def contents(path: str) -> list[tuple[object, ...]]:
 
 
 def test_a_drain_adds_totals_rollups_counters_and_positions(store: Store) -> None:
-    store.commit_drain(delta_of(3), [(-1, row_of(position=3))], {("lost", "{}"): 2}, 100)
-    store.commit_drain(delta_of(4, slot_s=1010), [(3, row_of(position=7))], {("lost", "{}"): 5}, 100)
+    store.commit_drain(delta_of(3), [(None, row_of(position=3))], {("lost", "{}"): 2}, 100)
+    store.commit_drain(delta_of(4, slot_s=1010), [(row_of(position=3), row_of(position=7))], {("lost", "{}"): 5}, 100)
     (found,) = store.totals()
     assert found.total == Total(7, 35, 5, 7, 0, 0, {3: 7})
     assert [found.total.count for found in store.totals_between(1000, 1010)] == [3]
@@ -100,18 +100,21 @@ def _positions_fail(db: sqlite3.Connection) -> None:
 
 @pytest.mark.parametrize("fail", [_second_insert_fails, _counters_fail, _positions_fail])
 def test_a_statement_that_fails_leaves_nothing(store: Store, fail: object) -> None:
-    store.commit_drain(delta_of(3), [(-1, row_of(position=3))], {("lost", "{}"): 2}, 100)
+    store.commit_drain(delta_of(3), [(None, row_of(position=3))], {("lost", "{}"): 2}, 100)
     with store.transaction() as db:
         fail(db)  # type: ignore[operator]
     before = contents(store.path)
     with pytest.raises(sqlite3.Error, match="no"):
         store.commit_drain(
-            delta_of(1, '{"new": 1}'), [(3, row_of(position=4)), (-1, row_of("8-b"))], {("lost", "{}"): 2}, 100
+            delta_of(1, '{"new": 1}'),
+            [(row_of(position=3), row_of(position=4)), (None, row_of("8-b"))],
+            {("lost", "{}"): 2},
+            100,
         )
     assert contents(store.path) == before
     with store.transaction() as db:
         db.execute("DROP TRIGGER t")
-    store.commit_drain(delta_of(1), [(3, row_of(position=4))], {}, 100)
+    store.commit_drain(delta_of(1), [(row_of(position=3), row_of(position=4))], {}, 100)
     assert count_of(store) == 4
 
 
@@ -130,17 +133,20 @@ def test_an_exception_inside_a_transaction_rolls_it_back(store: Store) -> None:
 
 @pytest.mark.parametrize("began_at", [-1, 0, 2, 4])
 def test_a_second_lead_from_the_same_position_is_refused(store: Store, began_at: int) -> None:
-    store.commit_drain(delta_of(3), [(-1, row_of(position=3))], {}, 100)
+    before = None if began_at < 0 else row_of(position=began_at)
+    store.commit_drain(delta_of(3), [(None, row_of(position=3))], {}, 100)
     with pytest.raises(sqlite3.IntegrityError):
-        store.commit_drain(delta_of(3), [(began_at, row_of(position=6))], {}, 100)
+        store.commit_drain(delta_of(3), [(before, row_of(position=6))], {}, 100)
     assert count_of(store) == 3
     assert store.recorders() == [row_of(position=3)]
 
 
 def test_one_recorder_that_has_moved_refuses_the_whole_drain(store: Store) -> None:
-    store.commit_drain(delta_of(3), [(-1, row_of(position=3)), (-1, row_of("8-b", 1))], {}, 100)
+    store.commit_drain(delta_of(3), [(None, row_of(position=3)), (None, row_of("8-b", 1))], {}, 100)
     with pytest.raises(sqlite3.IntegrityError, match="8-b"):
-        store.commit_drain(delta_of(9), [(3, row_of(position=9)), (0, row_of("8-b", 4))], {}, 100)
+        store.commit_drain(
+            delta_of(9), [(row_of(position=3), row_of(position=9)), (row_of("8-b", 0), row_of("8-b", 4))], {}, 100
+        )
     assert count_of(store) == 3
     assert [row.position for row in store.recorders()] == [3, 1]
 
@@ -253,7 +259,7 @@ def test_what_cannot_be_opened_is_told_in_one_line(tmp_path: Path, make: str, re
 def test_reading_changes_nothing(tmp_path: Path) -> None:
     path = tmp_path / "shop.sqlite"
     with closing(Store(str(path))) as store:
-        store.commit_drain(delta_of(3), [(-1, row_of(position=3))], {}, 100)
+        store.commit_drain(delta_of(3), [(None, row_of(position=3))], {}, 100)
     before = path.read_bytes(), path.stat().st_mtime_ns
     with closing(Store(str(path), read_only=True)) as store:
         assert count_of(store) == 3
@@ -532,7 +538,7 @@ def test_attributes_and_details_survive(store: Store) -> None:
 
 
 def test_states_are_set_for_those_named(store: Store) -> None:
-    store.commit_drain(Delta(), [(-1, row_of("a")), (-1, row_of("b"))], {}, 100)
+    store.commit_drain(Delta(), [(None, row_of("a")), (None, row_of("b"))], {}, 100)
     store.set_state(["b", "unknown"], LOST)
     assert {row.id: row.state for row in store.recorders()} == {"a": RUNNING, "b": LOST}
     assert store.recorders()[0] == replace(row_of("a"))
@@ -548,7 +554,7 @@ def test_the_first_instance_id_stays(store: Store) -> None:
 
 
 def test_a_full_disk_leaves_a_clean_state(store: Store) -> None:
-    store.commit_drain(delta_of(3), [(-1, row_of(position=3))], {}, 100)
+    store.commit_drain(delta_of(3), [(None, row_of(position=3))], {}, 100)
     with store.transaction() as db:
         (pages,) = db.execute("PRAGMA page_count").fetchone()
         db.execute(f"PRAGMA max_page_count = {pages}")
@@ -561,11 +567,11 @@ def test_a_full_disk_leaves_a_clean_state(store: Store) -> None:
         for place in range(500):
             delta.at((REQUEST_DURATION, f'{{"http.route": "/{attempt}/{place}"}}'), 1000).add(Total(1))
         with pytest.raises(sqlite3.OperationalError, match="full"):
-            store.commit_drain(delta, [(3, row_of(position=503))], {}, 10_000)
+            store.commit_drain(delta, [(row_of(position=3), row_of(position=503))], {}, 10_000)
         assert contents(store.path) == before
     with store.transaction() as db:
         db.execute("PRAGMA max_page_count = 1000000")
-    store.commit_drain(delta_of(4), [(3, row_of(position=7))], {}, 100)
+    store.commit_drain(delta_of(4), [(row_of(position=3), row_of(position=7))], {}, 100)
     assert count_of(store) == 7
 
 

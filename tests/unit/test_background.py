@@ -1,0 +1,324 @@
+"""Background tasks are counted once, wherever they run: with an agent, before there is one, in a forked child."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from paste_agent import lifecycle
+from paste_agent.aggregate import TASK_DURATION
+from paste_agent.background import background_task
+from paste_agent.recorder import layout
+from paste_agent.spans import span
+from paste_agent.transaction import current
+from tests.filtering import Measured, fine, serve
+from tests.recorders import run_script
+
+Task = tuple["str | None", "str | None"]
+
+
+@pytest.fixture
+def service(measure: Callable[..., Measured], monkeypatch: pytest.MonkeyPatch) -> Measured:
+    """The only service of this process: the one that counts what does not say whose it is."""
+    monkeypatch.setattr(lifecycle, "_agents", {})
+    return measure()
+
+
+@pytest.fixture
+def nobody(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A process in which no agent has been made."""
+    monkeypatch.setattr(lifecycle, "_agents", {})
+    lifecycle._owed.clear()
+    yield
+    lifecycle._owed.clear()
+
+
+def tasks_of(service: Measured) -> dict[Task, int]:
+    """Tasks by name and error type, from the ring."""
+    found: dict[Task, int] = {}
+    for ((metric, attributes), _), total in service.delta().totals.items():
+        if metric == TASK_DURATION:
+            named = json.loads(attributes)
+            found[named.get("paste_agent.task.name"), named.get("error.type")] = total.count
+    return found
+
+
+# -- what is counted -----------------------------------------------------------------------------------------------
+
+
+def test_a_task_is_counted_and_timed_by_its_name(service: Measured) -> None:
+    for _ in range(3):
+        with background_task("warm caches"):
+            pass
+    with background_task("send mail"):
+        pass
+    assert tasks_of(service) == {("warm caches", None): 3, ("send mail", None): 1}
+    assert service.counts() == {}
+    assert service.reader().in_flight() == []
+
+
+def test_each_call_of_a_decorated_function_is_a_task(service: Measured) -> None:
+    @background_task("recurses")
+    def recurses(depth: int) -> int:
+        """Has a name."""
+        seen.append(len(service.reader().in_flight()))
+        return depth + recurses(depth - 1) if depth else 0
+
+    seen: list[int] = []
+    assert recurses(3) == 6
+    assert recurses.__doc__ == "Has a name."
+    assert tasks_of(service) == {("recurses", None): 4}
+    assert seen == [1, 2, 3, 4]
+    assert service.reader().in_flight() == []
+    assert current.get() is None
+
+
+class Custom(Exception):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("error", "name"),
+    [(ValueError("x"), "ValueError"), (KeyboardInterrupt(), "KeyboardInterrupt"), (SystemExit(0), "SystemExit")],
+)
+def test_what_a_task_raises_is_counted_and_passes(service: Measured, error: BaseException, name: str) -> None:
+    with pytest.raises(type(error)) as raised, background_task("fails"):
+        raise error
+    assert raised.value is error
+    assert tasks_of(service) == {("fails", name): 1}
+    assert service.reader().in_flight() == []
+    assert current.get() is None
+
+
+def test_an_error_has_its_module(service: Measured) -> None:
+    with pytest.raises(Custom), background_task("fails"):
+        raise Custom
+    assert tasks_of(service) == {("fails", f"{__name__}.Custom"): 1}
+
+
+def test_a_task_within_a_task_is_another_one(service: Measured) -> None:
+    with background_task("outer") as outer:
+        with background_task("inner") as inner:
+            assert current.get() is inner
+            assert [one.path for one in service.reader().in_flight()] == ["outer", "inner"]
+        assert current.get() is outer
+    assert tasks_of(service) == {("outer", None): 1, ("inner", None): 1}
+
+
+def test_a_task_within_a_request_costs_the_request_nothing(service: Measured) -> None:
+    def application(environ: dict[str, Any], start_response: Callable[..., object]) -> list[bytes]:
+        with background_task("inside"), span("of the task"):
+            seen.extend((one.path, one.is_request, one.span) for one in service.reader().in_flight())
+        with span("of the request"):
+            seen.extend((one.path, one.is_request, one.span) for one in service.reader().in_flight())
+        return fine(environ, start_response)
+
+    seen: list[tuple[str, bool, str]] = []
+    serve(service.around(application))
+    assert seen == [
+        ("/prefix/page", True, ""),
+        ("inside", False, "of the task"),
+        ("/prefix/page", True, "of the request"),
+    ]
+    assert sum(service.counts().values()) == 1
+    assert tasks_of(service) == {("inside", None): 1}
+
+
+def test_tasks_of_threads_are_all_counted(service: Measured) -> None:
+    def work() -> None:
+        for _ in range(200):
+            with background_task("threaded"), span("x"):
+                pass
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert tasks_of(service) == {("threaded", None): 800}
+    assert service.reader().in_flight() == []
+
+
+def test_a_task_in_flight_is_as_its_slot_says(service: Measured) -> None:
+    with background_task("warm caches"):
+        (found,) = service.reader().in_flight()
+    assert (found.path, found.method, found.is_request) == ("warm caches", "", False)
+    assert found.thread == threading.get_ident()
+
+
+@pytest.mark.parametrize(
+    ("name", "counted", "shown"),
+    [
+        ("x" * 1000, "x" * 160, "x" * 144),
+        ("ü" * 200, "ü" * 160, "ü" * 72),
+        ("a\ud800b", "a?b", "a?b"),
+        ("", "", ""),
+        ("two\nlines\x00", "two\nlines\x00", "two\nlines"),
+    ],
+)
+def test_any_name_will_do(service: Measured, name: str, counted: str, shown: str) -> None:
+    with background_task(name):
+        (found,) = service.reader().in_flight()
+    assert found.path == shown
+    assert tasks_of(service) == {(counted, None): 1}
+    assert service.word(layout.W_INTERNAL_ERRORS) == 0
+
+
+def test_a_name_need_not_be_text(service: Measured) -> None:
+    with background_task(7):  # type: ignore[arg-type]
+        pass
+    assert tasks_of(service) == {("7", None): 1}
+
+
+def test_more_tasks_than_slots_are_all_counted(service: Measured) -> None:
+    @background_task("deep")
+    def deep(depth: int) -> None:
+        if depth:
+            deep(depth - 1)
+
+    recorder = service.recorder()
+    free = len(recorder._free)
+    deep(free + 9)
+    assert tasks_of(service) == {("deep", None): free + 10}
+    assert service.word(layout.W_UNSLOTTED) == 10
+    assert len(recorder._free) == free
+
+
+def test_a_fault_of_the_agent_is_not_the_tasks(service: Measured, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise MemoryError("ours")
+
+    monkeypatch.setattr(service.agent, "open", fail)
+    with background_task("works"):
+        done = True
+    assert done
+    assert current.get() is None
+    assert service.agent._faults == 1
+
+
+# -- before there is an agent --------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("nobody")
+def test_a_task_without_an_agent_is_counted_by_the_next_one(measure: Callable[..., Measured]) -> None:
+    with background_task("at import"):
+        assert current.get() is None
+    with pytest.raises(ValueError, match="x"), background_task("at import"):
+        raise ValueError("x")
+    first = measure()
+    assert tasks_of(first) == {("at import", None): 1, ("at import", "ValueError"): 1}
+    assert tasks_of(measure()) == {}
+
+
+@pytest.mark.usefixtures("nobody")
+def test_what_is_owed_is_bounded(measure: Callable[..., Measured]) -> None:
+    for place in range(3000):
+        with background_task("early" if place < 2000 else "late"):
+            pass
+    assert len(lifecycle._owed) == lifecycle._MOST_OWED
+    assert tasks_of(measure(ring_records="4096")) == {("late", None): 1000}
+
+
+# -- after fork ----------------------------------------------------------------------------------------------------
+
+PRELUDE = """
+import os, sys
+from pathlib import Path
+from paste_agent import lifecycle, settings
+from paste_agent.background import background_task
+from tests.recorders import settings_of
+SETTINGS = settings_of(Path(sys.argv[1]))
+
+def tasks():
+    from paste_agent.aggregate import TASK_DURATION
+    from paste_agent.store.store import Store
+    store = Store(SETTINGS.store)
+    found = {one.attributes['paste_agent.task.name']: one.total.count
+             for one in store.totals() if one.metric == TASK_DURATION}
+    store.close()
+    return sorted(found.items())
+
+def fork():
+    pid = os.fork()
+    if pid:
+        assert os.waitpid(pid, 0)[1] == 0
+    return pid
+
+def finish():
+    lifecycle._finish_all()
+    lifecycle.finish([SETTINGS])
+"""
+SCRIPTS = {
+    "owed by the parent": (
+        """
+with background_task('early'):
+    pass
+if fork() == 0:
+    assert not lifecycle._owed
+    lifecycle.agent_of(SETTINGS).serve()
+    sys.exit()
+lifecycle.agent_of(SETTINGS)
+""",
+        [("early", 1)],
+    ),
+    "owed by a child": (
+        """
+if fork() == 0:
+    with background_task('early'):
+        pass
+    lifecycle.agent_of(SETTINGS)
+    sys.exit()
+lifecycle.agent_of(SETTINGS)
+""",
+        [("early", 1)],
+    ),
+    "forked in the middle of one that is owed": (
+        """
+with background_task('early'):
+    pid = fork()
+lifecycle.agent_of(SETTINGS)
+if pid == 0:
+    sys.exit()
+""",
+        [("early", 1)],
+    ),
+    "forked in the middle of one": (
+        """
+agent = lifecycle.agent_of(SETTINGS)
+with background_task('task'):
+    pid = fork()
+if pid == 0:
+    with background_task('of the child'):
+        pass
+    sys.exit()
+assert list(agent.open().in_flight()) == []
+""",
+        [("of the child", 1), ("task", 1)],
+    ),
+    "in a forked child": (
+        """
+lifecycle.agent_of(SETTINGS)
+with background_task('parent'):
+    pass
+for _ in range(3):
+    if fork() == 0:
+        with background_task('child'):
+            pass
+        sys.exit()
+""",
+        [("child", 3), ("parent", 1)],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SCRIPTS)
+def test_tasks_around_a_fork_are_counted_once(tmp_path: Path, case: str) -> None:
+    tmp_path.chmod(0o700)
+    script, expected = SCRIPTS[case]
+    told = run_script(PRELUDE + script + "finish()\nprint(tasks())\n", tmp_path)
+    assert told == f"{expected}\n"

@@ -1,0 +1,232 @@
+"""Spans say where a transaction is while it is there, and not a moment longer."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from paste_agent.filter import AgentFilter
+from paste_agent.recorder import layout
+from paste_agent.recorder.reader import Reader
+from paste_agent.recorder.writer import Recorder
+from paste_agent.spans import span
+from paste_agent.transaction import current
+from tests.recorders import _Serving, die, environ_of, open_recorder, reader_of, run_script, serve
+
+
+@pytest.fixture
+def recorder(tmp_path: Path) -> Iterator[Recorder]:
+    opened = open_recorder(tmp_path, slots=4)
+    yield opened
+    die(opened)
+
+
+@pytest.fixture
+def reader(recorder: Recorder) -> Iterator[Reader]:
+    opened = reader_of(recorder)
+    yield opened
+    opened.close()
+
+
+def spans_of(reader: Reader) -> list[str]:
+    return [one.span for one in reader.in_flight()]
+
+
+def within(recorder: Recorder, inside: Callable[[], object]) -> None:
+    serve(recorder, meanwhile=inside)
+
+
+def test_a_span_is_told_while_it_lasts(recorder: Recorder, reader: Reader) -> None:
+    def inside() -> None:
+        assert spans_of(reader) == [""]
+        with span("SELECT orders"):
+            assert spans_of(reader) == ["SELECT orders"]
+        assert spans_of(reader) == [""]
+
+    within(recorder, inside)
+
+
+def test_the_span_around_comes_back(recorder: Recorder, reader: Reader) -> None:
+    def inside() -> None:
+        with span("outer"):
+            with span("inner"):
+                with span("innermost"):
+                    assert spans_of(reader) == ["innermost"]
+                assert spans_of(reader) == ["inner"]
+            assert spans_of(reader) == ["outer"]
+            with span("second"):
+                assert spans_of(reader) == ["second"]
+            assert spans_of(reader) == ["outer"]
+        assert spans_of(reader) == [""]
+
+    within(recorder, inside)
+
+
+def test_an_exception_leaves_the_span_and_passes(recorder: Recorder, reader: Reader) -> None:
+    def inside() -> None:
+        with span("outer"):
+            with pytest.raises(ZeroDivisionError), span("inner"):
+                1 / 0  # noqa: B018
+            assert spans_of(reader) == ["outer"]
+
+    within(recorder, inside)
+
+
+def test_a_decorated_function_is_a_span_each_time(recorder: Recorder, reader: Reader) -> None:
+    @span("recurses ü")
+    def recurses(depth: int) -> int:
+        assert spans_of(reader) == ["recurses ü"]
+        return depth + recurses(depth - 1) if depth else 0
+
+    def inside() -> None:
+        assert recurses(5) == 15
+        assert spans_of(reader) == [""]
+
+    within(recorder, inside)
+    assert recurses.__name__ == "recurses"
+
+
+def test_one_span_may_be_entered_again(recorder: Recorder, reader: Reader) -> None:
+    again = span("again")
+
+    def inside() -> None:
+        for _ in range(3):
+            with again:
+                assert spans_of(reader) == ["again"]
+            assert spans_of(reader) == [""]
+
+    within(recorder, inside)
+
+
+def test_without_a_transaction_it_does_nothing(recorder: Recorder) -> None:
+    before = recorder.read(recorder.geometry.size, 0)
+    with span("nowhere"):
+        assert current.get() is None
+    assert recorder.read(recorder.geometry.size, 0) == before
+
+
+def test_a_thread_that_works_for_no_request_has_no_span(recorder: Recorder, reader: Reader) -> None:
+    seen: list[list[str]] = []
+
+    def elsewhere() -> None:
+        with span("elsewhere"):
+            seen.append(spans_of(reader))
+
+    def inside() -> None:
+        thread = threading.Thread(target=elsewhere)
+        thread.start()
+        thread.join()
+
+    within(recorder, inside)
+    assert seen == [[""]]
+
+
+def test_a_request_without_a_slot_has_no_span(tmp_path: Path) -> None:
+    opened = open_recorder(tmp_path, slots=1)
+    with_reader = reader_of(opened)
+
+    def inner() -> None:
+        with span("of the second"):
+            assert spans_of(with_reader) == ["of the first"]
+
+    def outer() -> None:
+        with span("of the first"):
+            serve(opened, meanwhile=inner)
+            assert spans_of(with_reader) == ["of the first"]
+
+    serve(opened, meanwhile=outer)
+    assert opened.word(layout.W_UNSLOTTED) == 1
+    with_reader.close()
+    die(opened)
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("x" * 500, "x" * 120),
+        ("ü" * 100, "ü" * 60),
+        ("x" + "ü" * 100, "x" + "ü" * 59 + "\ufffd"),  # cut in the middle of a character
+        ("a\ud800b", "a?b"),
+        ("", ""),
+        ("with\x00nul", "with\x00nul"),
+    ],
+)
+def test_any_name_will_do(recorder: Recorder, reader: Reader, name: str, shown: str) -> None:
+    def inside() -> None:
+        with span(name):
+            assert spans_of(reader) == [shown]
+
+        @span(name)
+        def decorated() -> None:
+            seen.extend(spans_of(reader))
+
+        decorated()
+
+    seen: list[str] = []
+    within(recorder, inside)
+    assert seen == [shown.rstrip("\ufffd")]
+
+
+def test_what_a_span_writes_stays_within_its_slot(recorder: Recorder) -> None:
+    geometry = recorder.geometry
+
+    def rest(slot: int) -> bytes:
+        data = recorder.read(geometry.size, 0)
+        return data[: slot + layout.SPAN_AT] + data[slot + layout.SPAN_AT + layout.SPAN.size :]
+
+    def inside() -> None:
+        transaction: Any = current.get()
+        before = rest(transaction.slot)
+        with span("x" * 1000):
+            assert rest(transaction.slot) == before
+
+    within(recorder, inside)
+
+
+def test_a_stream_is_in_a_span_while_it_is_asked_for_a_part(recorder: Recorder, reader: Reader) -> None:
+    def application(environ: dict[str, Any], start_response: Callable[..., object]) -> Iterator[bytes]:
+        start_response("200 OK", [])
+        for part in ("first", "second"):
+            with span(part):
+                seen.append(spans_of(reader))
+            yield b"x"
+
+    seen: list[list[str]] = []
+    filtered = AgentFilter(application, _Serving(recorder))  # type: ignore[arg-type]
+    body: Any = filtered(environ_of(), lambda status, headers, exc_info=None: lambda data: None)
+    assert list(body) == [b"x", b"x"]
+    body.close()
+    assert seen == [["first"], ["second"]]
+
+
+FORKS = """
+import os, sys
+from pathlib import Path
+from paste_agent.spans import span
+from tests.recorders import open_recorder, reader_of, serve
+recorder = open_recorder(Path(sys.argv[1]))
+reader = reader_of(recorder)
+
+def inside():
+    with span('of the parent'):
+        pid = os.fork()
+        if pid == 0:
+            recorder.detach()
+            with span('of the child'):
+                os.write(1, repr([one.span for one in reader.in_flight()]).encode())
+        else:
+            assert os.waitpid(pid, 0)[1] == 0
+            os.write(1, repr([one.span for one in reader.in_flight()]).encode())
+    if pid == 0:
+        os._exit(0)
+
+serve(recorder, meanwhile=inside)
+"""
+
+
+def test_a_span_in_a_forked_child_says_nothing_of_its_parent(tmp_path: Path) -> None:
+    assert run_script(FORKS, tmp_path) == "['of the parent']['of the parent']"
