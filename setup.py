@@ -27,6 +27,7 @@ TEST = [
     "Routes>=2.5",
     "gevent>=24.10.1",
     "packaging",  # gunicorn's gevent worker imports it
+    "tornado>=6.5",
     "rotel>=0.0.1a15",
 ]
 # Real applications that are served behind the agent.

@@ -18,7 +18,7 @@ from paste_agent import native, probes
 from paste_agent.exporters.resource import Facts, resource_of
 from paste_agent.kept import TraceRow
 from paste_agent.lead import Lead
-from paste_agent.log import Warnings, say
+from paste_agent.log import Warnings, hush_exports, say
 from paste_agent.recorder.reader import Reader
 from paste_agent.settings import SIGNALS, Settings
 from paste_agent.store.opening import is_corrupt, name_instance, open_store, set_aside
@@ -202,6 +202,7 @@ class _ExportThread:
 
     def _run(self) -> None:
         try:
+            hush_exports()
             self._send_until_stopped()
         except Exception as fault:
             self._warn("export", f"exporting stopped: {type(fault).__name__}: {fault}")

@@ -43,10 +43,14 @@ def flush() -> None:
         logger.log(level, "%s", message)
 
 
-def start_flushing() -> None:
-    """Where the agent's threads may not log, have a greenlet do it. For a thread that serves, once a process."""
+def hush_exports() -> None:
+    """The agent's own exports are no news to whoever debugs the calls of his application."""
     for name in _CHATTY:
         logging.getLogger(name).addFilter(_not_ours)
+
+
+def start_flushing() -> None:
+    """Where the agent's threads may not log, have a greenlet do it. For a thread that serves, once a process."""
     if native.has_greenlets() and not _flushing:
         _flushing.append(True)
         native.start_greenlet(_flush_for_ever)
@@ -65,7 +69,6 @@ def _flush_for_ever() -> None:
 
 
 def _not_ours(record: logging.LogRecord) -> bool:
-    """The agent's own exports are no news to whoever debugs his application's."""
     return not native.is_own_thread()
 
 
