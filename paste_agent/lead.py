@@ -210,7 +210,9 @@ class Lead:
         if path in self._bad:
             return
         try:
-            self._track(Reader.of_file(path))
+            # No child is forked in between: it would keep the descriptor, which nobody knows of yet, and with it a lock.
+            with native.UNDIVIDED:
+                self._track(Reader.of_file(path))
         except FileNotFoundError:
             pass
         except OtherVersion as error:

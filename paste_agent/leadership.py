@@ -31,11 +31,13 @@ if TYPE_CHECKING:
 _FIRST_EXPORT_S = 5.0
 #: What the exporter needs, in pieces.
 _EXPORTER = (
-    *("ssl", "email.utils", "http.client", "http.cookiejar", "idna", "certifi", "charset_normalizer"),
-    *("urllib3", "requests", "google.protobuf.message", "google.protobuf.descriptor_pb2"),
+    *("ssl", "email.utils", "http.client", "http.cookiejar", "urllib.request", "idna", "certifi"),
+    *("charset_normalizer", "urllib3", "requests"),
+    *(f"google.protobuf.{name}" for name in ("message", "descriptor", "internal.decoder", "text_format")),
+    *(f"google.protobuf.{name}" for name in ("descriptor_pool", "symbol_database", "descriptor_pb2")),
     *(f"opentelemetry.proto.{name}_pb2" for name in ("common.v1.common", "resource.v1.resource", "trace.v1.trace")),
     *(f"opentelemetry.proto.{name}_pb2" for name in ("metrics.v1.metrics", "logs.v1.logs")),
-    "paste_agent.exporters.otlp",
+    *("paste_agent.exporters.otlp_encode", "paste_agent.exporters.otlp"),
 )
 _AGAIN_S = 0.05
 

@@ -200,11 +200,12 @@ def _stays(holder: Holder | None, directory: str | None) -> bool:
         return False
     with native.UNDIVIDED:
         from paste_agent.recorder.reader import BadRecorder, Reader
-    try:
-        reader = Reader.of_file(os.path.join(directory, holder.recorder + layout.SUFFIX))
-    except (BadRecorder, OSError):
-        return False
-    try:
-        return not reader.words()[layout.W_CLOSED]
-    finally:
-        reader.close()
+    with native.UNDIVIDED:  # no child is forked while the file is open
+        try:
+            reader = Reader.of_file(os.path.join(directory, holder.recorder + layout.SUFFIX))
+        except (BadRecorder, OSError):
+            return False
+        try:
+            return not reader.words()[layout.W_CLOSED]
+        finally:
+            reader.close()
