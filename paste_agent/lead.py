@@ -210,7 +210,7 @@ class Lead:
         if path in self._bad:
             return
         try:
-            # No child is forked in between: it would keep the descriptor, which nobody knows of yet, and with it a lock.
+            # No child is forked in between: it would keep a descriptor that nobody knows of yet, and with it a lock.
             with native.UNDIVIDED:
                 self._track(Reader.of_file(path))
         except FileNotFoundError:
