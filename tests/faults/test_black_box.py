@@ -203,7 +203,7 @@ def test_timeout_in_a_computation(tmp_path: Path) -> None:
         assert "sum(range(1000))" in only(found["requests"])["stack"]
 
 
-@classes("sync", "gthread", "gevent")
+@classes("sync", "gthread", "gevent", "eventlet")
 def test_killed_while_serving(tmp_path: Path, worker_class: str) -> None:
     with dying(tmp_path, worker_class=worker_class, timeout="30") as service:
         asking = service.ask_without_waiting("/hang/4")
@@ -279,7 +279,7 @@ def test_a_request_that_was_slow_and_ended_well_says_where_the_time_went(tmp_pat
         assert service.report()["postmortems"] == []
 
 
-@classes("gthread", "gevent")
+@classes("gthread", "gevent", "eventlet")
 def test_what_hangs_and_is_not_killed_is_told_of(tmp_path: Path, worker_class: str) -> None:
     """Once a threshold, while it lasts: 2 s here, and then 4 s."""
     with dying(tmp_path, worker_class=worker_class) as service:
