@@ -1,4 +1,4 @@
-"""http.client, which urllib, urllib3 and requests are built upon: which answer a transaction waits for."""
+"""http.client, which urllib, urllib3 and requests are built upon: whom a transaction connects to, and waits for."""
 
 from __future__ import annotations
 
@@ -12,15 +12,21 @@ _MARK = "_paste_agent"
 
 
 def install() -> None:
-    """Wrap the two methods that every request passes. A second call does nothing."""
+    """Wrap the three methods that every request passes. A second call does nothing."""
     if hasattr(HTTPConnection.putrequest, _MARK):
         return
     putrequest, getresponse = HTTPConnection.putrequest, HTTPConnection.getresponse
+    endheaders = HTTPConnection.endheaders
 
     @functools.wraps(putrequest)
     def remembering(self: HTTPConnection, method: str, url: str, *args: Any, **kwargs: Any) -> Any:
         self._paste_agent_asked = method, url  # type: ignore[attr-defined]
         return putrequest(self, method, url, *args, **kwargs)
+
+    @functools.wraps(endheaders)
+    def connecting(self: HTTPConnection, *args: Any, **kwargs: Any) -> Any:
+        with span(_name_of(self)):
+            return endheaders(self, *args, **kwargs)
 
     @functools.wraps(getresponse)
     def waiting(self: HTTPConnection, *args: Any, **kwargs: Any) -> Any:
@@ -29,6 +35,7 @@ def install() -> None:
 
     setattr(remembering, _MARK, putrequest)
     HTTPConnection.putrequest = remembering  # type: ignore[method-assign]
+    HTTPConnection.endheaders = connecting  # type: ignore[method-assign]
     HTTPConnection.getresponse = waiting  # type: ignore[method-assign]
 
 
