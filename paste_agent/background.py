@@ -64,9 +64,14 @@ class background_task(ContextDecorator):
             return
         try:
             if self._token is not None:
-                current.reset(self._token)
-                self._token = None
                 self.recorder.record(KIND_BACKGROUND, fields, self._start_ns, duration_ns, error is not None)
                 self.recorder.leave_slot(self.slot)
+                self.slot = 0
         except Exception as fault:
             self._agent.on_fault("end of a task", fault)
+        try:
+            if self._token is not None:
+                current.reset(self._token)
+        except ValueError:  # it ends in another context than it began in, which is no fault
+            pass
+        self._token = None

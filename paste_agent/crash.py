@@ -55,6 +55,15 @@ def crash_file(recorder_path: str | None) -> CrashFile | None:
         return None
 
 
+def written_at_ns(path: str) -> int:
+    """When a signal was last told of, since the epoch; 0: none was."""
+    try:
+        status = os.lstat(path)
+    except OSError:
+        return 0
+    return status.st_mtime_ns if status.st_size else 0
+
+
 def read(path: str) -> str:
     """What it says; '' where there is no such file, or it is none to read."""
     try:

@@ -31,15 +31,15 @@ def look_at(
     position: int,
     worker: int,
     requests: int,
-    now_ns: int,
+    ended_ns: int,
     offset_ns: int,
     crash: str,
 ) -> Ending:
     """Look at a recorder whose process writes no more.
 
     flight: what it had in flight when it was last read. words: of its header. position: after its last record.
-    worker: its number. requests: that it had served. now_ns: of the monotonic clock. offset_ns: makes the recorder's
-    monotonic clock the time of day. crash: text of its crash file.
+    worker: its number. requests: that it had served. ended_ns: when it ended, as far as is known, of the recorder's
+    monotonic clock. offset_ns: makes that clock the time of day. crash: text of its crash file.
     """
     finished = reader.finished_among({request.start_ns for request in flight}, position)
     unrecorded = [request for request in flight if request.start_ns not in finished]
@@ -47,10 +47,13 @@ def look_at(
     for request in answered:
         duration_ns = request.answered_ns - request.start_ns
         folder.add_one(delta, request.series, duration_ns, request.answered_ns + offset_ns)
-    # What it was aborted over was pinned, and may have ended since.
-    lost = list(flight) if words[layout.W_ABORTED] else unrecorded
+    # What it was aborted over was pinned, and has failed since; what has ended well since was not lost.
+    aborted = bool(words[layout.W_ABORTED])
+    lost = [one for one in flight if one.start_ns not in finished or (aborted and finished[one.start_ns])]
     serving = bool(words[layout.W_SERVING])
-    in_order = bool(words[layout.W_CLOSED]) and not words[layout.W_ABORTED]
+    in_order = bool(words[layout.W_CLOSED]) and not aborted
+    if in_order:  # a task that goes on for ever ends with its process
+        lost = [one for one in lost if one.is_request]
     if not lost and (in_order or not serving):
         return Ending(len(answered), None, [])
     found = Evidence(
@@ -60,7 +63,7 @@ def look_at(
         words=words,
         requests_served=requests + len(answered),
         opened_ns=reader.opened_ns,
-        ended_ns=words[layout.W_EXIT_AT] or (now_ns if reader.is_of_this_boot else words[layout.W_PROBED_AT]),
+        ended_ns=ended_ns,
         flight=lost,
         crash=stacks.parse_crash(crash),
         oom_kills=probes.oom_kills(),

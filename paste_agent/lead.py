@@ -10,13 +10,12 @@ import json
 import logging
 import os
 import sqlite3
-import stat
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from paste_agent import crash, ending, kept, metrics, naming, native, postmortem
+from paste_agent import crash, ending, kept, metrics, naming, native, postmortem, probes, runtime_dir
 from paste_agent.aggregate import NO_ATTRIBUTES, REPORT_DURATION, SLOT_S, WORKER_LOST, Apdex, Delta, Folder, canonical
 from paste_agent.kept import TraceRow
 from paste_agent.log import say
@@ -49,7 +48,6 @@ _UNFINISHED = ".new"
 _ASIDE = ".bad"
 _KEPT_ASIDE = 4
 BAD_RECORDER = "bad_recorder"  #: reason of `paste_agent.internal.errors`
-_STALE_S = 60.0
 
 Warn = Callable[[str, str], None]
 
@@ -65,6 +63,8 @@ class _Tracked:
     begin: int  #: the first record that has not been drained
     busy: deque[tuple[int, int]] = field(default_factory=deque)  #: (time, busy time until then), both in ns
     served_ns: int = 0  #: sum of the durations of its drained requests
+    seen_ns: int = 0  #: when the lead before this one saw it last, since the epoch
+    seen_alive: bool = False  #: by this lead
     found_dead_ns: int = 0  #: since when it waits for the arbiter's word; 0: it does not
 
 
@@ -187,7 +187,7 @@ class Lead:
         for name in sorted(os.listdir(self._directory)):
             path = os.path.join(self._directory, name)
             if name.endswith(_UNFINISHED):
-                _remove_stale(path)
+                runtime_dir.remove_stale(path)
             if not name.endswith(kept.SUFFIX):
                 continue
             try:
@@ -217,7 +217,7 @@ class Lead:
             pass
         except OtherVersion as error:
             self._bad.add(path)
-            self._warn("other recorder", f"{path}: {error}; it is left to that one")
+            self._warn("other recorder", f"{path}: {error}; a service of that version counts it")
         except BadRecorder as error:
             self._newly_bad += self._set_aside(path, error)
 
@@ -233,14 +233,15 @@ class Lead:
         What is not ours is left alone. Returns how many recorders are lost by it.
         """
         self._bad.add(path)
-        if not _is_private(path):
+        if not runtime_dir.is_private(path):
             self._warn("bad recorder", f"{path}: {error}; it is left alone, remove it")
             return 0
         os.rename(path, path + _ASIDE)
+        runtime_dir.unlink(os.path.splitext(path)[0] + crash.SUFFIX)
         self._warn("bad recorder", f"{path}: {error}; skipped, it lies beside as {os.path.basename(path)}{_ASIDE}")
         directory = os.path.dirname(path)
         for name in sorted(name for name in os.listdir(directory) if name.endswith(_ASIDE))[:-_KEPT_ASIDE]:
-            _unlink(os.path.join(directory, name))
+            runtime_dir.unlink(os.path.join(directory, name))
         return 1
 
     def _track(self, reader: Reader) -> None:
@@ -265,7 +266,8 @@ class Lead:
                 words=[],
             )
         begin = max(tail, row.position)
-        self._tracked[reader.id] = _Tracked(reader, Folder(reader, self._apdex), row, before, begin)
+        seen_ns = 0 if before is None else int(before.seen_at * 1e9)
+        self._tracked[reader.id] = _Tracked(reader, Folder(reader, self._apdex), row, before, begin, seen_ns=seen_ns)
 
     def _drain_one(self, drain: _Drain, tracked: _Tracked) -> bool:
         """Fold what is new in one recorder; whether it is finished and can be removed."""
@@ -280,6 +282,7 @@ class Lead:
         folded = self._fold(drain, tracked, dead or closed)
         drain.count(metrics.RECORDS_DROPPED, folded.missing, {metrics.REASON: "unwritten"})
         ended = closed or (dead and self._has_been_told(drain, tracked, words))
+        tracked.seen_alive = tracked.seen_alive or not (dead or closed)
         in_flight = [] if ended else flight
         drain.in_flight.extend(in_flight)
         served_ns = tracked.served_ns + folded.served_ns
@@ -322,7 +325,7 @@ class Lead:
             position=row.position,
             worker=row.worker,
             requests=row.requests,
-            now_ns=drain.now_ns,
+            ended_ns=self._ended_ns(drain, tracked, row, flight),
             offset_ns=offset_ns,
             crash=crash.read(self._path_of(reader, crash.SUFFIX)),
         )
@@ -332,6 +335,21 @@ class Lead:
             if row.serving:
                 drain.count(WORKER_LOST, 1, {metrics.REASON: end.account.reason})
         return replace(row, requests=row.requests + end.answered)
+
+    def _ended_ns(self, drain: _Drain, tracked: _Tracked, row: RecorderRow, flight: list[InFlight]) -> int:
+        """When a process ended, of its monotonic clock: now, if this lead has seen it alive; else as late as is known.
+
+        A service that was killed may be started again an hour later.
+        """
+        words = row.words
+        if words[layout.W_EXIT_AT] or tracked.seen_alive:
+            return words[layout.W_EXIT_AT] or drain.now_ns
+        known = [words[layout.W_PROBED_AT], *(max(one.start_ns, one.answered_ns, one.stack_ns) for one in flight)]
+        if tracked.reader.is_of_this_boot:
+            known.append(tracked.seen_ns - drain.wall_offset_ns)
+            known.append(crash.written_at_ns(self._path_of(tracked.reader, crash.SUFFIX)) - drain.wall_offset_ns)
+            return min(max(known), drain.now_ns)
+        return max(known)
 
     def _path_of(self, reader: Reader, suffix: str) -> str:
         """Of a file that belongs to a recorder; one that is in memory has none."""
@@ -402,7 +420,7 @@ class Lead:
             tracked.row, tracked.stored, tracked.begin, tracked.served_ns = row, row, row.position, served_ns
             tracked.reader.set_tail(row.position)
         for path in drain.files:
-            _unlink(path)
+            runtime_dir.unlink(path)
         for account in drain.postmortems:
             # Where nothing was in flight, nobody has missed anything.
             level = logging.ERROR if account.requests else logging.WARNING
@@ -421,8 +439,8 @@ class Lead:
         tracked.reader.close()
         if self._directory is not None:
             path = self._path_of(tracked.reader, layout.SUFFIX)
-            _unlink(self._path_of(tracked.reader, crash.SUFFIX))
-            if not _unlink(path):
+            runtime_dir.unlink(self._path_of(tracked.reader, crash.SUFFIX))
+            if not runtime_dir.unlink(path):
                 # Not to be taken up again: whatever it still says has been counted.
                 self._bad.add(path)
 
@@ -431,10 +449,13 @@ class Lead:
 
         A process that lives and has no file records in its own memory, and is its own lead.
         """
+        pids = {tracked.reader.pid for tracked in self._tracked.values()}
         gone = [
             name
             for name, row in self._rows.items()
-            if row.state == RUNNING and name not in self._tracked and not _is_alive(row.pid)
+            if row.state == RUNNING
+            and name not in self._tracked
+            and (row.pid in pids or not probes.lives_since(row.pid, row.opened_at))
         ]
         if gone:
             self.store.set_state(gone, LOST)
@@ -483,46 +504,6 @@ _GAUGES = (
     (metrics.THREAD_COUNT, layout.W_THREADS),
     (metrics.FILE_DESCRIPTORS, layout.W_FILE_DESCRIPTORS),
 )
-
-
-def _unlink(path: str) -> bool:
-    """Whether it is gone now; not so what no agent has made, such as a directory."""
-    try:
-        os.unlink(path)
-    except FileNotFoundError:
-        pass  # removed by hand, or never there
-    except OSError:
-        return False
-    return True
-
-
-def _is_alive(pid: int) -> bool:
-    """Whether there is a process with this pid, be it another one by now."""
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except OSError:
-        pass
-    return True
-
-
-def _is_private(path: str) -> bool:
-    """Whether it is a file of this user alone."""
-    try:
-        status = os.lstat(path)
-    except OSError:
-        return False
-    return stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & 0o077
-
-
-def _remove_stale(path: str) -> None:
-    """Remove what a process was killed over before it got its name."""
-    try:
-        if time.time() - os.lstat(path).st_mtime > _STALE_S:
-            os.unlink(path)
-    except OSError:
-        pass
 
 
 def _bare_row(

@@ -61,8 +61,9 @@ class Agent:
         recorder = self.open()
         with _Held(self._opening):
             if self.serving is None:
-                self._begin_to_serve(recorder)
+                # First: when no thread can be started the requests are counted all the same, by another process's lead.
                 self.serving = recorder
+                self._begin_to_serve(recorder)
         return recorder
 
     def _begin_to_serve(self, recorder: Recorder) -> None:
@@ -70,7 +71,7 @@ class Agent:
         recorder.ident = native.ident_function()
         recorder.set_word(layout.W_SERVING, 1)
         recorder.set_word(layout.W_TIMEOUT_MS, probes.timeout_ms())
-        self._crash_file = crash_file(recorder.path)
+        self._crash_file = self._crash_file or crash_file(recorder.path)
         slow_ns, stuck_ns = round(settings.slow_request_s * 1e9), round(settings.stuck_request_s * 1e9)
         self._watch = Watch(recorder, settings.service_name, slow_ns, stuck_ns)
         _listen_for_abort(_abort_all)

@@ -23,7 +23,7 @@ _MOST_UNSAID = 1000
 _FLUSH_S = 0.2
 
 _unsaid: deque[tuple[int, str]] = deque(maxlen=_MOST_UNSAID)
-_flushing: list[bool] = []  #: not empty: this process has a greenlet that logs
+_flushing: list[object] = []  #: not empty: greenlets of this process log what waits
 #: Loggers of what the agent's threads use. A filter of a logger comes before any lock.
 _CHATTY = ("urllib3.connectionpool", "urllib3.connection", "urllib3.poolmanager", "urllib3.util.retry")
 
@@ -40,7 +40,10 @@ def flush() -> None:
     """Log what waits; for a thread that may."""
     while _unsaid:
         level, message = _unsaid.popleft()
-        logger.log(level, "%s", message)
+        try:
+            logger.log(level, "%s", message)
+        except Exception:
+            pass  # a handler of the user's; the next line may fare better
 
 
 def hush_exports() -> None:
@@ -52,20 +55,13 @@ def hush_exports() -> None:
 def start_flushing() -> None:
     """Where the agent's threads may not log, have a greenlet do it. For a thread that serves, once a process."""
     if native.has_greenlets() and not _flushing:
-        _flushing.append(True)
-        native.start_greenlet(_flush_for_ever)
+        native.call_in_greenlets(flush, _FLUSH_S, _flushing)
 
 
 def forget() -> None:
     """In a forked child: the parent says what waits."""
     _unsaid.clear()
     _flushing.clear()
-
-
-def _flush_for_ever() -> None:
-    while True:
-        native.green_sleep(_FLUSH_S)
-        flush()
 
 
 def _not_ours(record: logging.LogRecord) -> bool:

@@ -58,18 +58,25 @@ def _real_ident() -> int:
     return ident
 
 
-def start_greenlet(function: Callable[[], None]) -> None:
-    """Run `function` where the application's threads of control run: as a greenlet, where they are greenlets."""
-    import _thread
+def call_in_greenlets(function: Callable[[], None], every_s: float, kept: list[object]) -> None:
+    """Call `function` again and again in greenlets of their own; for a process that has them.
 
-    _thread.start_new_thread(function, ())
+    kept: takes what has to live as long as this goes on.
+    """
+    gevent = sys.modules.get("gevent")
+    if gevent is not None and sys.modules["gevent.monkey"].is_module_patched("threading"):
+        # A timer that nobody waits for: gevent.wait() returns as it would without it.
+        timer: Any = gevent.get_hub().loop.timer(every_s, repeat=every_s, ref=False)
+        timer.start(lambda: gevent.spawn(function))
+        kept.append(timer)
+        return
+    eventlet = sys.modules["eventlet"]
 
+    def again() -> None:
+        function()
+        eventlet.spawn_after(every_s, again)
 
-def green_sleep(seconds: float) -> None:
-    """Let the others run meanwhile."""
-    import time
-
-    time.sleep(seconds)
+    kept.append(eventlet.spawn_after(every_s, again))
 
 
 def make_lock() -> Lock:

@@ -113,6 +113,29 @@ def _kib(fields: dict[str, str], name: str) -> int:
     return int(words[0]) if words and words[0].isdecimal() else 0
 
 
+#: The clock may have been set in between.
+_CLOCK_S = 60.0
+
+
+def lives_since(pid: int, time_s: float, read_file: Callable[[str], str] = _read_file) -> bool:
+    """Whether there is a process with this pid that is as old as that, s since the epoch.
+
+    A pid is used again: in a container by the same worker's successor, at every start.
+    """
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        pass
+    try:
+        ticks = int(read_file(f"/proc/{pid}/stat").rpartition(")")[2].split()[19])
+        booted_s = int(re.findall(r"^btime ([0-9]+)$", read_file("/proc/stat"), re.M)[0])
+        return booted_s + ticks / os.sysconf("SC_CLK_TCK") <= time_s + _CLOCK_S
+    except (OSError, ValueError, IndexError):
+        return True
+
+
 def gunicorn_worker() -> Any:
     """The gunicorn worker that this process is, or None.
 

@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 import zlib
 from collections.abc import Iterator, Mapping
 
 from paste_agent.errors import RuntimeDirError
+from paste_agent.recorder import layout
 from paste_agent.settings import Settings, file_name_of
 
-LEASE = "lease"
+#: Each version of the recorders' layout has a lead of its own, as during an upgrade of the package under SIGUSR2.
+LEASE = f"lease-{layout.VERSION}"
+#: A file that a process was killed over before it got its name.
+_STALE_S = 60.0
 #: The store of a service that has none on disk.
 STORE = "store.sqlite"
 
@@ -84,3 +89,35 @@ def _private(path: str) -> str:
     if not os.access(path, os.W_OK | os.X_OK):
         raise RuntimeDirError(f"{path}: cannot be written to; chmod 700 it, or set `runtime_dir`")
     return path
+
+
+# -- files in it ---------------------------------------------------------------------------------------------------
+
+
+def unlink(path: str) -> bool:
+    """Whether it is gone now; not so what no agent has made, such as a directory."""
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass  # removed by hand, or never there
+    except OSError:
+        return False
+    return True
+
+
+def is_private(path: str) -> bool:
+    """Whether it is a file of this user alone."""
+    try:
+        status = os.lstat(path)
+    except OSError:
+        return False
+    return stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & 0o077
+
+
+def remove_stale(path: str) -> None:
+    """Remove what a process was killed over before it got its name."""
+    try:
+        if time.time() - os.lstat(path).st_mtime > _STALE_S:
+            os.unlink(path)
+    except OSError:
+        pass

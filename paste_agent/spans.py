@@ -19,12 +19,12 @@ class span(ContextDecorator):
         ...
     """
 
-    __slots__ = ("_around", "_recorder", "_slot", "_text")
+    __slots__ = ("_around", "_number", "_recorder", "_slot", "_text")
 
     def __init__(self, name: str) -> None:
         """name: without values that a client or a user has sent."""
         self._text = name.encode("utf-8", "replace")[:_ROOM]
-        self._slot = 0
+        self._slot = self._number = 0
         self._around = b""
         self._recorder: Recorder
 
@@ -35,12 +35,13 @@ class span(ContextDecorator):
         transaction = current.get()
         if transaction is not None and transaction.slot:
             self._recorder, self._slot = transaction.recorder, transaction.slot
+            self._number = self._recorder.number_of(self._slot)
             self._around = self._recorder.enter_span(self._slot, self._text)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._slot:
+        if self._slot and self._recorder.number_of(self._slot) == self._number:  # else the transaction has ended
             self._recorder.leave_span(self._slot, self._around)
-            self._slot = 0
+        self._slot = 0

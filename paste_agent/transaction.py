@@ -152,7 +152,8 @@ class Transaction:
             series = self.series
             start_ns = self.start_ns
             duration_ns = end_ns - start_ns
-            if recorder.last < recorder.limit or recorder.has_room():
+            # A number that is taken and not written is a hole that the drain waits at.
+            if series >= 0 and (recorder.last < recorder.limit or recorder.has_room()):
                 number = recorder.last = recorder.next()
                 sampler = recorder.sampler
                 why = 0
@@ -177,6 +178,7 @@ class Transaction:
             recorder.on_fault("finish", fault)
         slot = self.slot
         if slot:
+            self.slot = 0  # what outlives the request in a copy of its context has no business there
             try:
                 recorder.longs[slot >> 3] = 0
             except Exception as fault:
@@ -210,6 +212,16 @@ class Transaction:
                 _pack_answer(recorder.buffer, slot + ANSWER_AT, series + 1, perf_counter_ns())
         except Exception as fault:
             recorder.on_fault("hand over", fault)
+            self._hand_over_without_route()
+
+    def _hand_over_without_route(self) -> None:
+        """The application's own objects are in the way: count the request all the same."""
+        try:
+            self.series = self.recorder.intern_server(
+                (self.method, self.status, None, self.error_type, self.scheme, None)
+            )
+        except Exception as fault:
+            self.recorder.on_fault("hand over", fault)
 
     def route_so_far(self) -> str | None:
         """The route, as far as it is known while the request runs. For the reporter."""

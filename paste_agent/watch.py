@@ -62,8 +62,8 @@ class Watch:
                 continue
             seen.add(number)
             if age_ns >= self._due.get(number, least_ns):
-                self._take(slot, number, ident, takes_stack=age_ns >= self._slow_ns)
                 self._due[number] = max(self._slow_ns, round(age_ns * _GROWTH)) if age_ns >= self._slow_ns else 0
+                self._take(slot, number, ident, takes_stack=age_ns >= self._slow_ns)
                 looked_at += 1
                 if looked_at % _TURN == 0:
                     native.sleep(0)
@@ -77,21 +77,23 @@ class Watch:
 
     def last_look(self) -> None:
         """The process is about to end: take the stack of everything that is in flight, and keep all of it."""
-        for slot, number, _, ident in self._recorder.in_flight():
-            self._take(slot, number, ident, takes_stack=True)
-        self._recorder.pin()
+        try:
+            for slot, number, _, ident in self._recorder.in_flight():
+                self._take(slot, number, ident, takes_stack=True)
+        finally:
+            self._recorder.pin()
 
     def _take(self, slot: int, number: int, ident: int, takes_stack: bool) -> None:
         """Write down route and stack of the transaction in a slot, if it is still the same."""
         frames, transaction = _walk(self._frame_of(ident))
         if self._recorder.number_of(slot) != number:
             return
-        if transaction is not None and transaction.slot == slot:
-            route = transaction.route_so_far()
-            if route is not None:
-                self._recorder.set_route(slot, number, route)
         if takes_stack and frames:
             self._recorder.set_stack(slot, number, time.perf_counter_ns(), _text_of(frames))
+        if transaction is not None and transaction.slot == slot:
+            route = _route_of(transaction)
+            if route is not None:
+                self._recorder.set_route(slot, number, route)
 
     def _say(self, hanging: list[tuple[int, int, int]]) -> None:
         """One line a transaction that hangs, the oldest first; said again when it is twice as old."""
@@ -107,6 +109,14 @@ class Watch:
             say(logging.WARNING, f"{self._service}: {line}")
         if len(hanging) > _MAX_SAID:
             say(logging.WARNING, f"{self._service}: {len(hanging) - _MAX_SAID} more are in flight as long")
+
+
+def _route_of(transaction: Transaction) -> str | None:
+    """Its route so far. The application's objects are asked while it works on them: they may say anything."""
+    try:
+        return transaction.route_so_far()
+    except Exception:
+        return None  # another time
 
 
 def _name_of(recorder: Recorder, slot: int) -> str | None:

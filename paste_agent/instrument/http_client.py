@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import re
 from http.client import HTTPConnection, HTTPSConnection
 from typing import Any
 
 from paste_agent.spans import span
 
 _MARK = "_paste_agent"
+_ABSOLUTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 def install() -> None:
@@ -40,12 +42,17 @@ def install() -> None:
 
 
 def _name_of(connection: HTTPConnection) -> str:
-    """`GET http://host:port/path`, without a query and without credentials."""
-    method, url = getattr(connection, "_paste_agent_asked", ("", ""))
-    scheme = "https" if isinstance(connection, HTTPSConnection) else "http"
-    path = str(url).partition("?")[0].partition("#")[0]
-    if "://" in path:  # as a proxy is asked
-        scheme, _, rest = path.partition("://")
-        host, slash, path = rest.partition("/")
-        return f"{method} {scheme}://{host.rpartition('@')[2]}{slash}{path}"
-    return f"{method} {scheme}://{connection.host}:{connection.port}{path}"
+    """`GET http://host:port/path`, without a query and without credentials; '' where it cannot be told."""
+    try:
+        method, url = connection._paste_agent_asked  # type: ignore[attr-defined]
+        scheme = "https" if isinstance(connection, HTTPSConnection) else "http"
+        host, port = connection.host, connection.port
+        if tunnel := getattr(connection, "_tunnel_host", None):  # the host is a proxy then
+            host, port = tunnel, getattr(connection, "_tunnel_port", None) or port
+        path = str(url).partition("?")[0].partition("#")[0]
+        if _ABSOLUTE.match(path):  # as a proxy is asked; what is before the last @ may be a password
+            scheme, _, rest = path.partition("://")
+            return f"{method} {scheme}://{rest.rpartition('@')[2]}"
+        return f"{method} {scheme}://{host}:{port}{path if path.startswith('/') else ''}"
+    except Exception:  # a connection of somebody else's making
+        return ""

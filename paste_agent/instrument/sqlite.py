@@ -23,17 +23,17 @@ class Cursor(sqlite3.Cursor):
 
     _statement = ""
 
-    def execute(self, sql: str, *args: Any) -> Any:
+    def execute(self, sql: str, /, *args: Any) -> Any:
         self._statement = _text(sql)
         with span(self._statement):
             return super().execute(sql, *args)
 
-    def executemany(self, sql: str, *args: Any) -> Any:
+    def executemany(self, sql: str, /, *args: Any) -> Any:
         self._statement = _text(sql)
         with span(self._statement):
             return super().executemany(sql, *args)
 
-    def executescript(self, sql: str) -> Any:
+    def executescript(self, sql: str, /) -> Any:
         with span(_text(sql)):
             return super().executescript(sql)
 
@@ -50,13 +50,13 @@ class Connection(sqlite3.Connection):
 
     # sqlite3's own shortcuts make a cursor of its own type.
 
-    def execute(self, sql: str, *args: Any) -> Any:
+    def execute(self, sql: str, /, *args: Any) -> Any:
         return self.cursor().execute(sql, *args)
 
-    def executemany(self, sql: str, *args: Any) -> Any:
+    def executemany(self, sql: str, /, *args: Any) -> Any:
         return self.cursor().executemany(sql, *args)
 
-    def executescript(self, sql: str) -> Any:
+    def executescript(self, sql: str, /) -> Any:
         return self.cursor().executescript(sql)
 
 

@@ -198,7 +198,8 @@ class Reader:
         for at in range(0, len(data) - SLOT_SIZE + 1, SLOT_SIZE):
             request = _in_slot(data, at)
             if request is not None:
-                found[request.number] = request
+                before = found.get(request.number)
+                found[request.number] = request if before is None or request.answered_ns else before
                 places.setdefault(request.number, []).append(at // SLOT_SIZE)
         requests = sorted(found.values(), key=lambda request: request.start_ns)
         for place, request in enumerate(requests[:stacks]):
@@ -215,18 +216,19 @@ class Reader:
             return request
         return request._replace(stack=_text(data[layout.STACK_HEAD.size :]), stack_ns=taken_ns)
 
-    def finished_among(self, starts_ns: set[int], position: int) -> set[int]:
-        """Those of `starts_ns` at which a transaction began that has left a record, one of the last before `position`.
+    def finished_among(self, starts_ns: set[int], position: int) -> dict[int, bool]:
+        """Those of `starts_ns` at which a transaction began that has left a record, one of the last before `position`;
+        and whether it failed.
 
         A process may be killed between writing a record and leaving the slot: what is in both has ended.
         """
-        found: set[int] = set()
+        found: dict[int, bool] = {}
         first = max(0, position - min(_WINDOW, self.geometry.records))
         while first < position and (data := self.chunk(first, position - first)):
-            for _, _, _, start_ns, _, sequence in layout.RECORDS.iter_unpack(data):
+            for series, _, _, start_ns, _, sequence in layout.RECORDS.iter_unpack(data):
                 first += 1
                 if sequence == first and start_ns in starts_ns:
-                    found.add(start_ns)
+                    found[start_ns] = bool(series & layout.FAILED)
         return found
 
     def set_tail(self, position: int) -> None:

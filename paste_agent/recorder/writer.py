@@ -339,6 +339,8 @@ class Recorder:
             if self.stack_of(slot) is not None and self._back(self._stack_at(spare), STACK_SIZE):
                 self._copy(self._stack_at(slot), self._stack_at(spare), STACK_SIZE)
             self._copy(slot + 8, spare + 8, SLOT_SIZE - 8)
+            # Whether it was answered the slot itself tells, or the record.
+            layout.ANSWER.pack_into(self.buffer, spare + layout.ANSWER_AT, 0, 0)
             self._copy(slot, spare, 8)
 
     def _copy(self, source: int, target: int, size: int) -> None:

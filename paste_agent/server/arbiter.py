@@ -35,7 +35,7 @@ class IniArbiter(Arbiter):  # type: ignore[misc]  # gunicorn ships no types
     @property
     def witness(self) -> Witness:
         """Of the services as they are configured now: SIGHUP may change them."""
-        return Witness(self.app.services)
+        return Witness(self.app.services, self.cfg.uid)
 
     def reload(self) -> None:
         try:

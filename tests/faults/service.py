@@ -24,6 +24,7 @@ from typing import Protocol
 from paste_agent.errors import StoreError
 from paste_agent.lease import Holder, Lease
 from paste_agent.recorder import layout
+from paste_agent.runtime_dir import LEASE
 from paste_agent.store.store import Counters, Store
 from tests.faults.verdict import Counts
 from tests.recorders import requests_of
@@ -267,7 +268,7 @@ def lead_pid(directory: Path) -> int | None:
     run_dir = directory / "run"
     if not run_dir.is_dir() or not any(run_dir.iterdir()):
         return None
-    lease = Lease(str(runtime_dir(directory) / "lease"), Holder("", 0))
+    lease = Lease(str(runtime_dir(directory) / LEASE), Holder("", 0))
     holder = lease.holder()
     if holder is None or not holder.recorder:
         return None

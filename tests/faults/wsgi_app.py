@@ -81,7 +81,7 @@ def inherited() -> dict[str, Any]:
             links.append(os.readlink(f"/proc/self/fd/{name}"))
         except OSError:  # that of the listing itself
             pass
-    ours = [link for link in links if link.endswith((".recorder", "/lease"))]
+    ours = [link for link in links if link.endswith(".recorder") or "/lease-" in link]
     return {"threads": len(os.listdir("/proc/self/task")), "descriptors": ours}
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from paste_agent import runtime_dir
 from paste_agent.aggregate import REQUEST_DURATION
 from paste_agent.recorder import lock
 from paste_agent.recorder.reader import Reader
@@ -58,7 +59,7 @@ def recorders():
 
 def lead():
     # Until the reporter has taken the lease and opened the store: a fork then inherits all that there is.
-    while not glob.glob(f"{DIRECTORY}/run/*/lease") or not os.path.exists(f"{DIRECTORY}/store.sqlite"):
+    while not glob.glob(f"{DIRECTORY}/run/*/lease-*") or not os.path.exists(f"{DIRECTORY}/store.sqlite"):
         time.sleep(0.01)
 
 def links(what="fd"):
@@ -302,7 +303,7 @@ def test_a_child_keeps_no_lock_of_a_parent_that_was_killed(tmp_path: Path, child
             wait_for(reader.is_dead, "the recorder of a dead process to be free")
             reader.close()
             if child != "fork that serves":  # that one may lead by now
-                lease = os.open(Path(said["recorder"]).parent / "lease", os.O_RDWR)
+                lease = os.open(Path(said["recorder"]).parent / runtime_dir.LEASE, os.O_RDWR)
                 wait_for(lambda: lock.try_lock(lease), "the lease of a dead process to be free")
                 os.close(lease)
         finally:

@@ -162,7 +162,7 @@ def test_what_is_no_recorder_is_left_alone_and_keeps_nothing_from_the_rest(
 def test_a_directory_that_is_missing_stays_missing(settings: Settings, tmp_path: Path) -> None:
     witness = Witness([settings])
     witness.has_sent(PID, signal.SIGKILL, True)
-    witness.has_ended(PID, 9)
+    witness.has_ended(PID, signal.SIGTERM)
     assert os.listdir(tmp_path) == []
 
 
@@ -183,7 +183,9 @@ def test_one_that_has_just_gone_is_no_fault(settings: Settings, directory: Path,
 
 
 @pytest.mark.parametrize(
-    ("status", "lost"), [(3 << 8, 1), (4 << 8, 1), (0, 0), (1 << 8, 0), (5 << 8, 0), (3, 0), (4, 0), (9, 0)]
+    # An exit status of gunicorn's own; a signal that nobody sends to end a worker in order, and no recorder tells of it.
+    ("status", "lost"),
+    [(3 << 8, 1), (4 << 8, 1), (0, 0), (1 << 8, 0), (5 << 8, 0), (3, 0), (15, 0), (9, 1), (11, 1)],
 )
 def test_a_worker_that_could_not_begin_to_serve_is_counted(
     measure: Callable[..., Measured], status: int, lost: int
@@ -194,3 +196,14 @@ def test_a_worker_that_could_not_begin_to_serve_is_counted(
     assert lifecycle.agent_of(service.settings) is service.agent
     found = {(metric, attributes): total.count for ((metric, attributes), _), total in service.delta().totals.items()}
     assert found == ({("paste_agent.worker.lost", f'{{"reason": "{BOOT}"}}'): 1} if lost else {})
+
+
+def test_a_worker_that_served_is_not_one_that_could_not_boot(
+    settings: Settings, directory: Path, recorder: Recorder
+) -> None:
+    recorder.set_word(layout.W_SERVING, 1)
+    witness = Witness([settings])
+    assert not witness._did_not_boot(PID, 9)
+    recorder.set_word(layout.W_SERVING, 0)
+    assert witness._did_not_boot(PID, 9)
+    assert not Witness([settings], os.geteuid() + 1)._did_not_boot(PID, 9)  # its recorders are not to be found
