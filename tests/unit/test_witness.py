@@ -183,7 +183,7 @@ def test_one_that_has_just_gone_is_no_fault(settings: Settings, directory: Path,
 
 
 @pytest.mark.parametrize(
-    # An exit status of gunicorn's own; a signal that nobody sends to end a worker in order, and no recorder tells of it.
+    # An exit status of gunicorn's own; or a signal that ends no worker in order, and no recorder tells of it.
     ("status", "lost"),
     [(3 << 8, 1), (4 << 8, 1), (0, 0), (1 << 8, 0), (5 << 8, 0), (3, 0), (15, 0), (9, 1), (11, 1)],
 )
