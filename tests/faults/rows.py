@@ -93,7 +93,8 @@ def recycles(trial: Trial) -> None:
         trial.wait_until_all_serve()
         trial.expect(server.stop(), 0, "exit status")
     recycled = trial.service.output.count("Autorestarting worker")
-    if recycled < 2:  # gevent's look once a second whether they have served enough
+    # The others look once a second whether they have served enough, and may be through with all of it by then.
+    if recycled < 2 and trial.shape.worker_class in ("sync", "gthread"):
         trial.troubles.append(f"only {recycled} workers were recycled")
     if isinstance(trial.collector, Receiver):
         instances = {resource.get("service.instance.id") for resource in trial.collector.resources()}
