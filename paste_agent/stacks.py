@@ -18,6 +18,7 @@ _THREAD = re.compile(r"(Thread|Current thread) 0x([0-9a-f]{1,16})\b[^\n]* \(most
 _MAX_FRAMES = 100
 #: Where libraries lie: the standard one, and those that were installed.
 _LIBRARY = os.path.dirname(os.__file__) + os.sep
+_INSTRUMENT = os.path.join(os.path.dirname(__file__), "instrument") + os.sep
 _PACKAGES = re.compile(r"[/\\](site|dist)-packages[/\\]")
 _MAX_THREADS = 512
 #: No file of source is larger.
@@ -85,10 +86,15 @@ def application_frame(frames: Sequence[Frame]) -> Frame | None:
 
 
 def render(frames: Iterable[Frame]) -> str:
-    """As Python prints them, each with its line of source where it can be read."""
+    """As Python prints them, each with its line of source where it can be read.
+
+    What only stands between the application and a library that is instrumented is left out.
+    """
     parts: list[str] = []
     room = _MAX_READ
     for frame in frames:
+        if frame.file.startswith(_INSTRUMENT):
+            continue
         parts.append(f'  File "{frame.file}", line {frame.line}, in {frame.function}\n')
         source, read = source_of(frame, room)
         room -= read
