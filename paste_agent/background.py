@@ -64,9 +64,11 @@ class background_task(ContextDecorator):
             return
         try:
             if self._token is not None:
-                self.recorder.record(KIND_BACKGROUND, fields, self._start_ns, duration_ns, error is not None)
-                self.recorder.leave_slot(self.slot)
-                self.slot = 0
+                try:
+                    self.recorder.record(KIND_BACKGROUND, fields, self._start_ns, duration_ns, error is not None)
+                finally:
+                    self.recorder.leave_slot(self.slot)
+                    self.slot = 0
         except Exception as fault:
             self._agent.on_fault("end of a task", fault)
         try:

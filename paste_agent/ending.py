@@ -41,7 +41,9 @@ def look_at(
     worker: its number. requests: that it had served. ended_ns: when it ended, as far as is known, of the recorder's
     monotonic clock. offset_ns: makes that clock the time of day. crash: text of its crash file.
     """
-    finished = reader.finished_among({request.start_ns for request in flight}, position)
+    # What was in flight at an abort may have ended long before the process did.
+    most = {"most": layout.MAX_RECORDS} if words[layout.W_ABORTED] else {}
+    finished = reader.finished_among({request.start_ns for request in flight}, position, **most)
     unrecorded = [request for request in flight if request.start_ns not in finished]
     answered = [one for one in unrecorded if one.series >= 0 and one.answered_ns]
     for request in answered:

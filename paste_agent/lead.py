@@ -343,8 +343,9 @@ class Lead:
         """
         words = row.words
         if words[layout.W_EXIT_AT] or tracked.seen_alive:
-            return words[layout.W_EXIT_AT] or drain.now_ns
-        known = [words[layout.W_PROBED_AT], *(max(one.start_ns, one.answered_ns, one.stack_ns) for one in flight)]
+            return words[layout.W_EXIT_AT] or tracked.found_dead_ns or drain.now_ns
+        opened_ns, probed_ns = tracked.reader.opened_ns, words[layout.W_PROBED_AT]
+        known = [opened_ns, probed_ns, *(max(one.start_ns, one.answered_ns, one.stack_ns) for one in flight)]
         if tracked.reader.is_of_this_boot:
             known.append(tracked.seen_ns - drain.wall_offset_ns)
             known.append(crash.written_at_ns(self._path_of(tracked.reader, crash.SUFFIX)) - drain.wall_offset_ns)

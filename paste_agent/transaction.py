@@ -217,9 +217,11 @@ class Transaction:
     def _hand_over_without_route(self) -> None:
         """The application's own objects are in the way: count the request all the same."""
         try:
-            self.series = self.recorder.intern_server(
-                (self.method, self.status, None, self.error_type, self.scheme, None)
-            )
+            recorder = self.recorder
+            series = recorder.intern_server((self.method, self.status, None, self.error_type, self.scheme, None))
+            self.series = series
+            if self.slot:
+                _pack_answer(recorder.buffer, self.slot + ANSWER_AT, series + 1, perf_counter_ns())
         except Exception as fault:
             self.recorder.on_fault("hand over", fault)
 

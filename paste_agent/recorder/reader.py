@@ -216,14 +216,14 @@ class Reader:
             return request
         return request._replace(stack=_text(data[layout.STACK_HEAD.size :]), stack_ns=taken_ns)
 
-    def finished_among(self, starts_ns: set[int], position: int) -> dict[int, bool]:
+    def finished_among(self, starts_ns: set[int], position: int, most: int = _WINDOW) -> dict[int, bool]:
         """Those of `starts_ns` at which a transaction began that has left a record, one of the last before `position`;
-        and whether it failed.
+        and whether it failed. most: records to look at.
 
         A process may be killed between writing a record and leaving the slot: what is in both has ended.
         """
         found: dict[int, bool] = {}
-        first = max(0, position - min(_WINDOW, self.geometry.records))
+        first = max(0, position - min(most, self.geometry.records))
         while first < position and (data := self.chunk(first, position - first)):
             for series, _, _, start_ns, _, sequence in layout.RECORDS.iter_unpack(data):
                 first += 1

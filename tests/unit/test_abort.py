@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.recorders import run_script
+from paste_agent import reporter, runtime_dir
+from paste_agent.store.store import Store
+from tests.recorders import requests_of, run_script, settings_of, warnings
 
 PRELUDE = """
 import gunicorn.workers.base
@@ -189,3 +193,86 @@ serve()
 """
     assert run_script(PRELUDE + script, directory).splitlines() == ["0 [('/slow', '')]", "[]"]
     assert os.listdir(directory)
+
+
+# -- what becomes of it until it is killed -------------------------------------------------------------------------
+
+BEGIN = """
+def begin(path, status='200 OK'):
+    def application(environ, start_response):
+        environ['paste_agent.route'] = path
+        start_response(status, [])
+        return [b'x']
+    return AgentFilter(application, agent)(environ_of(path), lambda status, headers, exc_info=None: None)
+
+def close(*bodies):
+    for body in bodies:
+        list(body)
+        body.close()
+
+def killed():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+recorder = agent.serve()
+"""
+
+
+def told_of(directory: Path) -> tuple[dict[Any, int], list[list[str]]]:
+    """Requests in the store by route and status; of each post-mortem the paths of what was lost."""
+    settings = settings_of(directory)
+    reporter.catch_up(settings, runtime_dir.service_dir(settings, {}), warnings())
+    with closing(Store(settings.store, read_only=True)) as store:
+        counts = {(route, status): count for (_, route, status), count in requests_of(store).items()}
+        lost = [[one["path"] for one in row.summary["requests"]] for row in store.postmortems(0, 1e12, 100)]
+        return counts, lost
+
+
+@pytest.mark.parametrize("copy_lies_first", [False, True])
+def test_an_answer_after_the_abort_is_counted_once(directory: Path, copy_lies_first: bool) -> None:
+    """Handed over, and the client may have it; killed before the server closes it."""
+    script = f"""
+spare = recorder.pop_slot()
+if not {copy_lies_first}:
+    recorder.push_slot(spare)
+body = begin('/late')
+if {copy_lies_first}:
+    recorder.push_slot(spare)
+agent.abort()
+list(body)
+killed()
+"""
+    run_script(PRELUDE + BEGIN + script, directory, expect=-signal.SIGKILL)
+    counts, _ = told_of(directory)
+    assert counts == {("/late", 200): 1}
+
+
+@pytest.mark.parametrize("more", [0, 600])
+def test_an_answer_before_the_abort_is_counted_once_however_many_follow(directory: Path, more: int) -> None:
+    """More of them than are looked through for the record of what was pinned."""
+    script = f"""
+body = begin('/early')
+list(body)
+agent.abort()
+close(body)
+for _ in range({more}):
+    close(begin('/others'))
+killed()
+"""
+    run_script(PRELUDE + BEGIN + script, directory, expect=-signal.SIGKILL)
+    counts, _ = told_of(directory)
+    assert counts == {("/early", 200): 1, **({("/others", 200): more} if more else {})}
+
+
+@pytest.mark.parametrize("end", ["killed()", "sys.exit(1)"])
+def test_what_ends_well_after_the_abort_is_not_lost_and_what_fails_is(directory: Path, end: str) -> None:
+    """As the other threads' requests do; the abort makes a failure of the one that it was for."""
+    script = f"""
+well, failed, cut = begin('/well'), begin('/failed', '500 No'), begin('/cut')
+agent.abort()
+close(well, failed)
+{end}
+"""
+    run_script(PRELUDE + BEGIN + script, directory, expect=1 if "exit" in end else -signal.SIGKILL)
+    counts, lost = told_of(directory)
+    assert counts == {("/well", 200): 1, ("/failed", 500): 1}
+    assert lost == [["/failed", "/cut"]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import json
 import threading
 from collections.abc import Callable, Iterator
@@ -199,6 +200,39 @@ def test_a_fault_of_the_agent_is_not_the_tasks(service: Measured, monkeypatch: p
     assert done
     assert current.get() is None
     assert service.agent._faults == 1
+
+
+# -- contexts that are copied --------------------------------------------------------------------------------------
+
+
+def test_a_task_that_ends_in_another_context_is_counted_and_leaves_its_slot(service: Measured) -> None:
+    """As a generator does that is driven by whoever comes by."""
+
+    def job() -> Iterator[None]:
+        with background_task("driven"):
+            yield
+
+    for _ in range(3):
+        driven = job()
+        began = contextvars.copy_context()
+        began.run(next, driven)
+        assert [one.path for one in service.reader().in_flight()] == ["driven"]
+        with pytest.raises(StopIteration):
+            contextvars.copy_context().run(next, driven)
+        assert service.reader().in_flight() == []
+        began.run(span("of nobody").__enter__)  # the task is current there for ever
+        assert b"of nobody" not in service.recorder().buffer[:]
+    assert tasks_of(service) == {("driven", None): 3}
+    assert current.get() is None
+    assert service.agent._faults == 0
+
+
+def test_what_outlives_its_task_writes_into_nobodys_slot(service: Measured) -> None:
+    with background_task("first"):
+        copied = contextvars.copy_context()
+    with background_task("second"):
+        copied.run(span("of what outlives it").__enter__)
+        assert [(one.path, one.span) for one in service.reader().in_flight()] == [("second", "")]
 
 
 # -- before there is an agent --------------------------------------------------------------------------------------

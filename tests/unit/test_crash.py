@@ -253,3 +253,13 @@ def test_no_more_is_read_than_a_bound(tmp_path: Path) -> None:
     path = tmp_path / "7-a.crash"
     path.write_bytes(b"\xff" * (crash.MAX_BYTES + 1000))
     assert crash.read(str(path)) == "\ufffd" * crash.MAX_BYTES
+
+
+def test_when_it_was_written_is_when_it_was_told(tmp_path: Path) -> None:
+    path = tmp_path / "7-a.crash"
+    assert crash.written_at_ns(str(path)) == 0
+    path.touch()  # as long as nothing is told, its time is that of the worker's start
+    assert crash.written_at_ns(str(path)) == 0
+    path.write_text("Fatal Python error: Aborted\n")
+    os.utime(path, ns=(5, 1_700_000_000_123_456_789))
+    assert crash.written_at_ns(str(path)) == 1_700_000_000_123_456_789

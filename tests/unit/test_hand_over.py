@@ -14,7 +14,18 @@ from paste_agent.filter import AgentFilter
 from paste_agent.recorder import layout
 from paste_agent.recorder.reader import InFlight, Reader
 from paste_agent.recorder.writer import Recorder
-from tests.recorders import _Serving, die, environ_of, open_recorder, reader_of
+from tests.recorders import (
+    _Serving,
+    die,
+    environ_of,
+    in_flight,
+    leading,
+    open_recorder,
+    reader_of,
+    requests_of,
+    series_of,
+    since,
+)
 
 Application = Callable[[dict[str, Any], Callable[..., object]], Any]
 
@@ -210,6 +221,114 @@ def test_without_a_slot_there_is_nothing_to_say(tmp_path: Path) -> None:
     assert len(records(with_reader)) == 2
     with_reader.close()
     die(opened)
+
+
+# -- what the application leaves in the environ --------------------------------------------------------------------
+
+
+class Detached:
+    """As a row of an ORM's whose session is gone: whatever is asked of it raises."""
+
+    routepath: Any
+
+    def __hash__(self) -> int:
+        raise RuntimeError("detached")
+
+    def __str__(self) -> str:
+        raise RuntimeError("detached")
+
+
+def of_routes() -> Detached:
+    route = Detached()
+    route.routepath = Detached()
+    return route
+
+
+IN_THE_WAY: dict[str, Callable[[], dict[str, Any]]] = {
+    "a named value": lambda: {"wsgiorg.routing_args": ((), {"item": Detached()})},
+    "a positional value": lambda: {"wsgiorg.routing_args": ((Detached(),), {})},
+    "the route of Routes": lambda: {"wsgiorg.routing_args": ((), {}), "routes.route": of_routes()},
+    "a route of its own": lambda: {"paste_agent.route": Detached()},
+}
+
+
+@pytest.mark.parametrize("status", ["200 OK", "503 No"])
+@pytest.mark.parametrize("kind", IN_THE_WAY)
+def test_objects_that_raise_cost_the_request_its_route_and_nothing_else(
+    recorder: Recorder, tmp_path: Path, kind: str, status: str
+) -> None:
+    def application(environ: dict[str, Any], start_response: Callable[..., object]) -> list[bytes]:
+        environ.update(IN_THE_WAY[kind]())
+        start_response(status, [])
+        return [b"x"]
+
+    faults: list[str] = []
+    recorder.on_fault = lambda where, fault: faults.append(f"{where}: {fault}")
+    for asked in (returning([b"x"]), application, returning([b"x"])):
+        body = begin(recorder, asked)
+        assert list(body) == [b"x"]
+        body.close()
+    assert faults == ["hand over: detached"]
+    assert list(recorder.in_flight()) == []
+    die(recorder)
+    with leading(tmp_path) as lead:
+        assert lead.drain() == 3
+        assert requests_of(lead.store) == {("GET", "/items/{id}", 201): 2, ("GET", None, int(status[:3])): 1}
+        assert lead.store.counters().get(("paste_agent.records.dropped", '{"reason": "unwritten"}'), 0) == 0
+
+
+def test_a_request_that_cannot_be_counted_takes_no_number_of_the_ring(
+    recorder: Recorder, reader: Reader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A number that is taken and not written is a hole, and the drain waits a minute for it."""
+
+    def fail(*arguments: object) -> int:
+        raise MemoryError("ours")
+
+    faults: list[str] = []
+    recorder.on_fault = lambda where, fault: faults.append(where)
+    with monkeypatch.context() as patched:
+        patched.setattr(Recorder, "intern_server", fail)
+        for _ in range(3):
+            body = begin(recorder, returning([b"x"]))
+            assert list(body) == [b"x"]
+            body.close()
+    assert set(faults) == {"hand over"}
+    assert (recorder.last, reader.in_flight()) == (-1, [])
+    body = begin(recorder, returning([b"x"]))
+    body.close()
+    assert (recorder.last, len(records(reader))) == (0, 1)
+
+
+# -- pinned --------------------------------------------------------------------------------------------------------
+
+
+def test_a_copy_that_is_pinned_says_nothing_of_an_answer(recorder: Recorder, reader: Reader) -> None:
+    """Whether there was one the slot itself tells, or the record: the copy outlives both."""
+    body = begin(recorder, returning([b"x"]))
+    list(body)
+    answered_ns = only(reader).answered_ns
+    recorder.pin()
+    assert only(reader).answered_ns == answered_ns > 0
+    body.close()
+    assert (only(reader).series, only(reader).answered_ns) == (-1, 0)
+
+
+@pytest.mark.parametrize("copy_lies_first", [False, True])
+def test_an_answer_after_the_pin_is_seen_wherever_the_copy_lies(
+    recorder: Recorder, reader: Reader, copy_lies_first: bool
+) -> None:
+    first = recorder.pop_slot()
+    if not copy_lies_first:
+        recorder.push_slot(first)
+    slot = in_flight(recorder, since(2))
+    if copy_lies_first:
+        recorder.push_slot(first)
+    recorder.pin()
+    assert not answered(reader)
+    number, now_ns = series_of(recorder, "/late"), since(1)
+    layout.ANSWER.pack_into(recorder.buffer, slot + layout.ANSWER_AT, number + 1, now_ns)
+    assert (only(reader).series, only(reader).answered_ns) == (number, now_ns)
 
 
 # -- records of those that have ended ------------------------------------------------------------------------------

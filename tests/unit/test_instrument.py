@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -141,6 +142,19 @@ def test_sqlite3_is_what_it_was(unpatched: None, tmp_path: Path) -> None:
     connection.close()
 
 
+@pytest.mark.parametrize("of", ["connection", "cursor"])
+@pytest.mark.parametrize("name", ["execute", "executemany", "executescript"])
+def test_a_statement_is_positional_only_as_ever(unpatched: None, of: str, name: str) -> None:
+    plain = sqlite3.connect
+    sqlite.install()
+    for connect in (plain, sqlite3.connect):
+        connection = connect(":memory:")
+        where = connection if of == "connection" else connection.cursor()
+        with pytest.raises(TypeError):
+            getattr(where, name)(sql="SELECT 1")
+        connection.close()
+
+
 # -- http.client ---------------------------------------------------------------------------------------------------
 
 
@@ -227,6 +241,63 @@ def test_a_proxy_is_asked_without_credentials() -> None:
     connection = http.client.HTTPConnection("proxy", 3128)
     connection._paste_agent_asked = ("GET", "http://user:s3cret@host:8080/a?b=c#d")  # type: ignore[attr-defined]
     assert http_client._name_of(connection) == "GET http://host:8080/a"
+
+
+def named(connection: http.client.HTTPConnection, method: str, url: str) -> str:
+    connection._paste_agent_asked = (method, url)  # type: ignore[attr-defined]
+    return http_client._name_of(connection)
+
+
+@pytest.mark.parametrize(
+    ("method", "url", "name"),
+    [
+        ("GET", "/web/2020/http://example.com/", "GET http://web:80/web/2020/http://example.com/"),
+        ("GET", "/a?to=http://user:s3cret@host/", "GET http://web:80/a"),
+        ("GET", "/a#s3cret", "GET http://web:80/a"),
+        ("GET", "http://user:s3/cret@host/a", "GET http://host/a"),
+        ("GET", "http://user:s3@cret@host/a", "GET http://host/a"),
+        ("GET", "HTTPS://user:s3cret@host/a?b", "GET HTTPS://host/a"),
+        ("CONNECT", "user:s3cret@host", "CONNECT http://web:80"),
+        ("CONNECT", "host:443", "CONNECT http://web:80"),
+        ("OPTIONS", "*", "OPTIONS http://web:80"),
+        ("GET", "", "GET http://web:80"),
+    ],
+)
+def test_names_tell_where_it_goes_and_nothing_secret(method: str, url: str, name: str) -> None:
+    assert named(http.client.HTTPConnection("web"), method, url) == name
+
+
+def test_a_tunnel_is_named_by_its_end() -> None:
+    connection = http.client.HTTPSConnection("proxy", 3128)
+    connection.set_tunnel("api.bank.example", 8443)
+    assert named(connection, "GET", "/v1/x") == "GET https://api.bank.example:8443/v1/x"
+
+
+class OverASocket(http.client.HTTPConnection):
+    """As clients make them that bring a connection of their own: it has neither host nor port."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        super().__init__("unused")
+        del self.host, self.port
+        self.sock = sock
+
+
+def test_a_connection_of_somebody_elses_making_works_on(recorder: Recorder, unpatched: None) -> None:
+    http_client.install()
+
+    def run(look: Callable[[], None]) -> None:
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            connection = OverASocket(ours)
+            connection.putrequest("GET", "/a", skip_host=True)
+            connection.endheaders()
+            look()
+            assert theirs.recv(1024).startswith(b"GET /a HTTP/1.1\r\n")
+            theirs.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+            with connection.getresponse() as answer:
+                assert answer.read() == b"ok"
+
+    assert spans_seen(recorder, run) == ["", ""]
 
 
 def test_what_is_not_loaded_is_not_loaded_for_it() -> None:

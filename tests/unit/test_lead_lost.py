@@ -159,6 +159,35 @@ def test_closed_with_a_request_in_flight(worker: Recorder, directory: Path) -> N
         assert states(lead) == [ENDED]
 
 
+@pytest.mark.parametrize("request_too", [False, True])
+def test_a_task_that_goes_on_for_ever_ends_with_its_process(
+    worker: Recorder, directory: Path, request_too: bool
+) -> None:
+    worker.enter_slot(since(99), layout.SCHEME_BACKGROUND, b"", b"poll the queue")
+    if request_too:
+        in_flight(worker, since(3), path=b"/cut")
+    worker.mark_closed()
+    with leading(directory) as lead:
+        lead.drain()
+        told = [[request["path"] for request in account.summary["requests"]] for account in accounts(lead)]
+        assert told == [["/cut"]] * request_too
+        assert lost_by_reason(lead) == ({'{"reason": "exit"}': 1} if request_too else {})
+        assert states(lead) == [ENDED]
+
+
+@pytest.mark.parametrize("aborted", [False, True])
+def test_a_task_is_told_of_when_the_end_was_none_in_order(worker: Recorder, directory: Path, aborted: bool) -> None:
+    worker.enter_slot(since(99), layout.SCHEME_BACKGROUND, b"", b"poll the queue")
+    if aborted:
+        worker.set_word(layout.W_ABORTED, 1)
+        worker.mark_closed()
+    die(worker)
+    with leading(directory) as lead:
+        lead.drain()
+        (account,) = accounts(lead)
+        assert [request["path"] for request in account.summary["requests"]] == ["poll the queue"]
+
+
 def test_many_in_flight_name_twenty_and_count_the_rest(worker: Recorder, directory: Path) -> None:
     for place in range(50):
         in_flight(worker, since(100 - place), path=b"/%d" % place)

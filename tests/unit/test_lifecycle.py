@@ -493,6 +493,27 @@ def test_a_runtime_directory_that_is_refused_costs_recovery_only(tmp_path: Path)
     assert counts(tmp_path) == {"/memory": 5, "/both": 2}
 
 
+def test_where_no_thread_can_be_started_requests_are_counted_all_the_same(tmp_path: Path) -> None:
+    script = """
+threading.stack_size(1 << 62)  # so large that no thread can have it
+serve("/first")
+opened = len(os.listdir("/proc/self/fd"))
+serve("/later", 20)
+say(more=len(os.listdir("/proc/self/fd")) - opened, path=AGENT._crash_file.path, recorders=len(recorders()),
+    crash=glob.glob(f"{DIRECTORY}/run/*/*.crash"))
+lifecycle.finish([SETTINGS])
+say(left=glob.glob(f"{DIRECTORY}/run/*/*.*"))
+"""
+    process = start(tmp_path, script)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert err.count("RuntimeError: can't start new thread") == 1
+    first, last = map(json.loads, out.splitlines())
+    assert first == {"more": 0, "path": first["path"], "recorders": 1, "crash": [first["path"]]}
+    assert last == {"left": []}
+    assert counts(tmp_path) == {"/first": 1, "/later": 20}
+
+
 def test_no_fork_finds_an_import_of_the_agents_half_done(tmp_path: Path) -> None:
     said = run(
         tmp_path,

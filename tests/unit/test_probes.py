@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 from paste_agent import probes
-from paste_agent.probes import oom_kills, probe
+from paste_agent.probes import lives_since, oom_kills, probe
 from paste_agent.recorder import layout
 
 V1 = "/sys/fs/cgroup/memory"
@@ -124,6 +125,58 @@ def test_without_proc_there_are_zeros() -> None:
 @pytest.mark.parametrize("status", ["", "VmRSS:\n", "VmRSS:\tmany kB\n", "VmRSS:\t-5 kB\n"])
 def test_a_line_that_says_nothing_is_zero(status: str) -> None:
     assert probe(files({"/proc/self/status": status}), lambda path: []).memory_bytes == 0
+
+
+# -- a pid that is used again --------------------------------------------------------------------------------------
+
+BOOTED_S = 1_700_000_000
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def started(seconds: float, name: str = "gunicorn") -> dict[str, str]:
+    """What /proc says of this process, had it begun so many seconds after the boot."""
+    ticks = round(seconds * TICKS)
+    return {
+        f"/proc/{os.getpid()}/stat": f"{os.getpid()} ({name}) S {' '.join('7' * 18)} {ticks} 7 7 7\n",
+        "/proc/stat": f"cpu 1 2 3\nintr 4\nbtime {BOOTED_S}\nprocesses 5\n",
+    }
+
+
+@pytest.mark.parametrize(
+    ("contents", "opened_s", "lives"),
+    [
+        (started(100), 101, True),
+        (started(100), 1e6, True),
+        (started(100), 100, True),
+        (started(100), 41, True),  # the clock may have been set in between
+        (started(100), 39, False),
+        (started(1e7), 100, False),
+        (started(100, "a) S 1 (b"), 101, True),
+        (started(100, ") 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0"), 39, False),
+        # Nobody tells how old it is: it may be the same.
+        ({}, 0, True),
+        ({**started(1e7), "/proc/stat": "cpu 1 2 3\n"}, 0, True),
+        ({**started(1e7), "/proc/stat": "btime soon\n"}, 0, True),
+        ({**started(1e7), f"/proc/{os.getpid()}/stat": ""}, 0, True),
+        ({**started(1e7), f"/proc/{os.getpid()}/stat": "7 (x) S 1 2 3\n"}, 0, True),
+        ({**started(1e7), f"/proc/{os.getpid()}/stat": f"7 (x) S {'? ' * 40}\n"}, 0, True),
+    ],
+)
+def test_a_process_is_another_one_when_it_is_younger(contents: dict[str, str], opened_s: float, lives: bool) -> None:
+    assert lives_since(os.getpid(), BOOTED_S + opened_s, files(contents)) is lives
+
+
+def test_a_process_that_has_ended_does_not_live() -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
+        pass
+    assert not lives_since(ended.pid, time.time() + 1e6)
+    assert not lives_since(1 << 40, time.time())
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/stat"), reason="needs /proc")
+def test_this_process_lives_since_it_began() -> None:
+    assert lives_since(os.getpid(), time.time())
+    assert not lives_since(os.getpid(), time.time() - 366 * 86_400)
 
 
 # -- gunicorn's worker ---------------------------------------------------------------------------------------------

@@ -133,6 +133,62 @@ def test_a_process_that_lives_for_one_request_is_counted(directory: Path) -> Non
     assert left_in(directory) == []
 
 
+POISONED = """
+import threading
+from tests.recorders import reader_of
+from tests.serving import wait_for
+
+class Detached:
+    def __hash__(self):
+        raise RuntimeError('detached')
+
+def hangs(environ, start_response):
+    environ['wsgiorg.routing_args'] = (), {'item': Detached()}
+    assert released.wait(60)
+    start_response('200 OK', [])
+    return [b'x']
+
+def serve_poisoned():
+    filtered = filter.AgentFilter(hangs, wrapped.agent)
+    body = filtered(environ_of('/poisoned'), lambda status, headers, exc_info=None: None)
+    list(body)
+    body.close()
+
+released = threading.Event()
+thread = threading.Thread(target=serve_poisoned, daemon=True)
+thread.start()
+wait_for(lambda: wrapped.agent.serving is not None, 'the first request')
+seen = reader_of(wrapped.agent.serving)
+wait_for(lambda: [one for one in seen.in_flight(stacks=1) if one.stack], 'its stack')
+seen.close()
+print('ready', flush=True)
+for line in sys.stdin:
+    for _ in range(int(line)):
+        serve()
+    print('done', flush=True)
+released.set()
+thread.join()
+"""
+
+
+def test_a_request_whose_route_raises_keeps_nobody_from_being_drained(directory: Path) -> None:
+    script = SERVES.partition("print('ready'")[0].replace("'ring_records'", "'slow_request_s': '0.1', 'ring_records'")
+    with Script(script + POISONED, directory, 0) as process:
+        assert process.hear() == "ready"  # the reporter has looked at it
+        process.say(50)
+        assert process.hear() == "done"
+
+        def drained() -> bool:
+            return (directory / "shop.sqlite").exists() and counts_in(directory) == {("/route/0", 200): 50}
+
+        wait_for(drained, "a drain")
+        _, errors = process.end()
+        assert process.process.returncode == 0, errors
+        assert "fault of the agent in report" not in errors
+    assert sorted(counts_in(directory).values()) == [1, 50]
+    assert dropped_in(directory) == 0
+
+
 def test_failed_requests_have_their_details_in_the_store(directory: Path) -> None:
     with Script(SERVES, directory, 0) as process:
         assert process.hear() == "ready"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -201,6 +202,60 @@ def test_a_stream_is_in_a_span_while_it_is_asked_for_a_part(recorder: Recorder, 
     assert list(body) == [b"x", b"x"]
     body.close()
     assert seen == [["first"], ["second"]]
+
+
+# -- what outlives its request -------------------------------------------------------------------------------------
+
+
+class Outlives:
+    """A thread that runs in a copy of its request's context, as those of asgiref and anyio do; step by step."""
+
+    def __init__(self) -> None:
+        self._context = contextvars.copy_context()
+        self.span = span("of what outlives it")
+
+    def run(self, step: Callable[[], object]) -> None:
+        thread = threading.Thread(target=self._context.run, args=(step,))
+        thread.start()
+        thread.join()
+
+    def enters(self) -> None:
+        self.run(self.span.__enter__)
+
+    def leaves(self) -> None:
+        self.run(lambda: self.span.__exit__(None, None, None))
+
+
+@pytest.mark.parametrize("entered", ["while it lasts", "after its end", "in the next one"])
+def test_what_outlives_its_request_writes_into_nobodys_slot(recorder: Recorder, reader: Reader, entered: str) -> None:
+    made: list[Outlives] = []
+    slots: list[int] = []
+
+    def first() -> None:
+        slots.extend(slot for slot, *_ in recorder.in_flight())
+        made.append(Outlives())
+        if entered == "while it lasts":
+            made[0].enters()
+            assert spans_of(reader) == ["of what outlives it"]
+
+    def second() -> None:
+        slots.extend(slot for slot, *_ in recorder.in_flight())
+        assert spans_of(reader) == [""]
+        with span("of the second"):
+            if entered == "in the next one":
+                made[0].enters()
+            assert spans_of(reader) == ["of the second"]
+            made[0].leaves()
+            assert spans_of(reader) == ["of the second"]
+        assert spans_of(reader) == [""]
+
+    within(recorder, first)
+    if entered == "after its end":
+        before = recorder.read(recorder.geometry.size, 0)
+        made[0].enters()
+        assert recorder.read(recorder.geometry.size, 0) == before
+    within(recorder, second)
+    assert slots == slots[:1] * 2  # the second request has the slot that the first one had
 
 
 FORKS = """

@@ -444,6 +444,41 @@ def test_pinning_more_than_there_are_slots_keeps_what_fits(tmp_path: Path) -> No
     die(opened)
 
 
+# -- objects of the application's that raise -----------------------------------------------------------------------
+
+
+class Detached:
+    def __hash__(self) -> int:
+        raise RuntimeError("detached")
+
+
+POISON: dict[str, Any] = {"wsgiorg.routing_args": ((), {"item": Detached()})}
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_a_route_that_raises_costs_neither_its_stack_nor_the_others(
+    recorder: Recorder, reader: Reader, last: bool
+) -> None:
+    recorder.on_fault = lambda where, fault: None  # at the end the request itself asks for its route
+    with ExitStack() as stack:
+        for path, more in (("/first", {"route": "/first"}), ("/poisoned", POISON), ("/last", {"route": "/last"})):
+            stack.enter_context(Held(recorder, path, **more))
+        watch = watch_of(recorder)
+        watch.last_look() if last else watch.look(time.perf_counter_ns() + 10 * S)
+        seen = [(one.path, one.route, "wait_here" in one.stack) for one in reader.in_flight(stacks=9)]
+        assert seen == [("/first", "/first", True), ("/poisoned", "", True), ("/last", "/last", True)]
+    assert len(reader.in_flight()) == (3 if last else 0)  # what was pinned stays
+
+
+def test_what_is_in_flight_is_pinned_whatever_becomes_of_the_look(recorder: Recorder, reader: Reader) -> None:
+    def frame_of(ident: int) -> FrameType | None:
+        raise MemoryError
+
+    with Held(recorder, "/a"), pytest.raises(MemoryError):
+        watch_of(recorder, frame_of=frame_of).last_look()
+    assert only(reader).path == "/a"
+
+
 # -- no trace of the watch in the request --------------------------------------------------------------------------
 
 
