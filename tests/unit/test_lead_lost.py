@@ -203,6 +203,7 @@ def test_many_in_flight_name_twenty_and_count_the_rest(worker: Recorder, directo
 def test_of_another_boot_the_recorders_own_times_are_told(worker: Recorder, directory: Path) -> None:
     in_flight(worker, since(9))
     worker.set_word(layout.W_PROBED_AT, since(1))
+    worker.buffer[32:40] = since(20).to_bytes(8, "little")  # it was opened before all that
     worker.buffer[64:80] = b"another boot    "
     die(worker)
     with leading(directory) as lead:
