@@ -73,7 +73,11 @@ def refuse_foreign(connection: sqlite3.Connection, path: str, *, may_be_empty: b
         tables = _number(connection, "SELECT count(*) FROM sqlite_master")
     finally:
         connection.rollback()
-    if application != APPLICATION_ID and not (may_be_empty and application == version == tables == 0):
+    if application == version == tables == 0:
+        if may_be_empty:
+            return
+        raise StoreError(f"{path}: still empty: the service is just making it; try again in a second")
+    if application != APPLICATION_ID:
         raise StoreError(f"{path}: a database, but not a store of paste-agent; set another `store`")
     if version > VERSION:
         raise StoreError(

@@ -612,3 +612,11 @@ def test_a_disk_that_fills_up_keeps_what_was_committed(tmp_path: Path) -> None:
     if told == "no mount\n":
         pytest.skip("mounting a file system takes root")
     assert told == "held\n"
+
+
+def test_who_looks_while_the_store_is_just_being_made_is_told_so(tmp_path: Path) -> None:
+    path = str(tmp_path / "new.sqlite")
+    with closing(sqlite3.connect(path)) as made:
+        made.execute("PRAGMA journal_mode = WAL")
+        with pytest.raises(StoreError, match="just making it"):
+            Store(path, read_only=True)
