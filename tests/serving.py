@@ -92,8 +92,11 @@ class Served:
 
     def output(self) -> str:
         """All that it printed so far, stdout and stderr in order."""
-        self._out.seek(0)
-        return self._out.read().decode(errors="replace")
+        # Not by seek and read: several threads ask at once, and would move one position.
+        read = b""
+        while more := os.pread(self._out.fileno(), 1 << 20, len(read)):
+            read += more
+        return read.decode(errors="replace")
 
     def workers(self) -> list[int]:
         """Pids of its children, as the kernel lists them."""
