@@ -12,6 +12,8 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from paste_agent import native
+
 SUFFIX = ".kept"
 #: Of one file; a reporter writes one a second at the most.
 MAX_BYTES = 4 * 1024 * 1024
@@ -39,19 +41,21 @@ def write(path: str, rows: Sequence[TraceRow]) -> None:
     data = b"".join(_line(row) for row in rows)
     unfinished = f"{path}.new"
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    with open(os.open(unfinished, flags, 0o600), "wb") as file:
-        file.write(data)
-    os.rename(unfinished, path)
+    with native.UNDIVIDED:  # a child that is forked meanwhile would have the file open as well
+        with open(os.open(unfinished, flags, 0o600), "wb") as file:
+            file.write(data)
+        os.rename(unfinished, path)
 
 
 def read(path: str) -> list[TraceRow]:
     """The rows of a file; lines that are no rows are passed over. Raises OSError."""
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    descriptor = os.open(path, flags)
-    try:
-        data = os.read(descriptor, MAX_BYTES)
-    finally:
-        os.close(descriptor)
+    with native.UNDIVIDED:
+        descriptor = os.open(path, flags)
+        try:
+            data = os.read(descriptor, MAX_BYTES)
+        finally:
+            os.close(descriptor)
     found = [_row(line) for line in data.splitlines()]
     return [row for row in found if row is not None]
 
