@@ -29,6 +29,26 @@ TEST = [
     "packaging",  # gunicorn's gevent worker imports it
     "tornado>=6.5",
     "rotel>=0.0.1a15",
+    # Libraries that are instrumented.
+    "SQLAlchemy>=2",
+    "psycopg2-binary>=2.9",
+    "psycopg[binary]>=3.1",
+    "PyMySQL>=1.1",
+    "httpx>=0.27",
+    "redis>=5",
+    "pymemcache>=4",
+    "Jinja2>=3.1",
+    "Mako>=1.3",
+    "Chameleon>=4",
+    "cornice>=6",
+    "Flask>=3",
+    "Django>=4.2",
+    "bottle>=0.12.25",
+    "falcon>=3.1",
+    "pecan>=1.5",
+    "TurboGears2>=2.5",
+    "kombu>=5.3",
+    "celery>=5.3",
 ]
 # Real applications that are served behind the agent.
 APPS = ["kinto>=26"]

@@ -21,21 +21,46 @@ REPORT_DURATION = "paste_agent.report.duration"
 TASK_DURATION = "paste_agent.background_task.duration"
 BOOT_DURATION = "paste_agent.worker.boot.duration"
 WORKER_LOST = "paste_agent.worker.lost"
+DATABASE_DURATION = "db.client.operation.duration"
+CALL_DURATION = "http.client.request.duration"
+LAYER_DURATION = "paste_agent.layer.duration"
+LOAD_DURATION = "paste_agent.layer.load.duration"
+PART_DURATION = "paste_agent.transaction.part.duration"
+PART_SPANS = "paste_agent.transaction.part.spans"
+ERRORS = "paste_agent.errors"
+#: Before the names of what an application measures itself.
+TIMING, COUNT = "timing:", "count:"
+#: The name of what comes after the bound.
+CUSTOM_OVERFLOW = "paste_agent.custom.overflow"
 KIND_NAMES = {
     layout.KIND_SERVER: REQUEST_DURATION,
     layout.KIND_BACKGROUND: TASK_DURATION,
     layout.KIND_BOOT: BOOT_DURATION,
     layout.KIND_LOST: WORKER_LOST,
+    layout.KIND_DATABASE: DATABASE_DURATION,
+    layout.KIND_CALL: CALL_DURATION,
+    layout.KIND_LAYER: LAYER_DURATION,
+    layout.KIND_LOAD: LOAD_DURATION,
+    layout.KIND_PART: PART_DURATION,
+    layout.KIND_ERROR: ERRORS,
+    layout.KIND_TIMING: TIMING,
+    layout.KIND_COUNT: COUNT,
 }
 OVERFLOW = '{"otel.metric.overflow": true}'
 NO_ATTRIBUTES = "{}"
 
 #: Seconds; OpenTelemetry's advice for HTTP durations.
 EXPORT_BOUNDS_S = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
+#: And for those of databases.
+DATABASE_BOUNDS_S = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0)
 _NS = 1_000_000_000
 EXPORT_BOUNDS_NS = tuple(round(bound * _NS) for bound in EXPORT_BOUNDS_S)
-#: Nanoseconds, from 8 µs to 18 min; bucket i holds what is above BOUNDS[i - 1] and at most BOUNDS[i].
-BOUNDS = tuple(sorted({round(2 ** (step / 8)) for step in range(13 * 8, 40 * 8 + 1)} | set(EXPORT_BOUNDS_NS)))
+_DATABASE_BOUNDS_NS = tuple(round(bound * _NS) for bound in DATABASE_BOUNDS_S)
+#: Nanoseconds, from 8 µs to 18 min; bucket i holds what is above BOUNDS[i - 1] and at most BOUNDS[i]. A change of them
+#: changes what the numbers in a store mean: see store.pack_buckets.
+BOUNDS = tuple(
+    sorted({round(2 ** (step / 8)) for step in range(13 * 8, 40 * 8 + 1)} | {*EXPORT_BOUNDS_NS, *_DATABASE_BOUNDS_NS})
+)
 #: Width of the finest rollup.
 SLOT_S = 10
 _CELL_BITS = 9  # of a bucket's number beside a series' in one integer: BOUNDS has fewer than 500
@@ -115,15 +140,27 @@ class Total:
         rated = self.satisfied + self.tolerating + self.frustrated
         return (self.satisfied + self.tolerating / 2) / rated if rated else None
 
-    def export_counts(self) -> list[int]:
-        """Counts of the buckets that EXPORT_BOUNDS_S divides, one more than there are bounds."""
-        counts = [0] * (len(EXPORT_BOUNDS_NS) + 1)
+    def export_counts(self, bounds_s: tuple[float, ...] = EXPORT_BOUNDS_S) -> list[int]:
+        """Counts of the buckets that `bounds_s` divides, one more than there are bounds.
+
+        bounds_s: EXPORT_BOUNDS_S or DATABASE_BOUNDS_S, see `export_bounds`.
+        """
+        counts = [0] * (len(bounds_s) + 1)
+        bucket_of = _EXPORT_BUCKETS[bounds_s]
         for bucket, count in self.buckets.items():
-            counts[_EXPORT_BUCKET[bucket]] += count
+            counts[bucket_of[bucket]] += count
         return counts
 
 
-_EXPORT_BUCKET = [bisect_left(EXPORT_BOUNDS_NS, bound) for bound in BOUNDS] + [len(EXPORT_BOUNDS_NS)]
+_EXPORT_BUCKETS: dict[tuple[float, ...], list[int]] = {
+    bounds_s: [bisect_left(bounds_ns, bound) for bound in BOUNDS] + [len(bounds_ns)]
+    for bounds_s, bounds_ns in ((EXPORT_BOUNDS_S, EXPORT_BOUNDS_NS), (DATABASE_BOUNDS_S, _DATABASE_BOUNDS_NS))
+}
+
+
+def export_bounds(metric: str) -> tuple[float, ...]:
+    """Seconds: where the buckets of a metric end that a collector gets."""
+    return DATABASE_BOUNDS_S if metric == DATABASE_DURATION else EXPORT_BOUNDS_S
 
 
 #: Metric name and attributes as canonical JSON.
@@ -210,7 +247,7 @@ class Folder:
         sums: dict[int, int] = {}
         longest: dict[int, int] = {}
         cell_of, sum_of, longest_of = cells.get, sums.get, longest.get
-        queue: list[int] = []
+        counted: list[tuple[int, int]] = []
         bounds = self._apdex.bounds
         expected = position + 1
         for series, why, queue_us, start_ns, duration_ns, sequence in layout.RECORDS.iter_unpack(data):
@@ -225,7 +262,7 @@ class Folder:
             if why:
                 kept.append(expected - 2)
             if queue_us:
-                queue.append(queue_us)
+                counted.append((series, queue_us))
         requests = served_ns = 0
         for cell, count in cells.items():
             if self._add(delta, cell, count, slot_s) == REQUEST_DURATION:
@@ -237,10 +274,14 @@ class Folder:
             total.max_ns = max(total.max_ns, longest[series])
             if key[0] in (REQUEST_DURATION, TASK_DURATION):
                 served_ns += sum_ns
-        if queue:
-            total = delta.at((QUEUE_DURATION, NO_ATTRIBUTES), slot_s)
-            for queue_us in queue:
-                total.observe((queue_us - 1) * 1000)
+        for series, units in counted:
+            metric, attributes = self._key(series & ~FAILED)
+            if metric == PART_DURATION:
+                total = delta.at((PART_SPANS, attributes), slot_s)
+                total.count += 1
+                total.sum_ns += units
+            else:
+                delta.at((QUEUE_DURATION, NO_ATTRIBUTES), slot_s).observe((units - 1) * 1000)
         return expected - 1, requests, served_ns
 
     def add_one(self, delta: Delta, series: int, duration_ns: int, end_wall_ns: int) -> None:
@@ -282,7 +323,9 @@ class Folder:
         kind, fields = entry
         name = KIND_NAMES.get(kind & ~KIND_OVERFLOW, REQUEST_DURATION)
         if kind & KIND_OVERFLOW or kind not in KIND_NAMES:
-            return name, OVERFLOW
+            return f"{name}{CUSTOM_OVERFLOW}" if name in (TIMING, COUNT) else name, OVERFLOW
+        if kind in (layout.KIND_TIMING, layout.KIND_COUNT):
+            return f"{name}{fields[0] if fields else ''}", NO_ATTRIBUTES
         return name, attributes_of(layout.FIELDS[kind], fields)
 
 

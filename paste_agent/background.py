@@ -7,11 +7,15 @@ from contextlib import ContextDecorator
 from contextvars import Token
 from time import perf_counter_ns
 from types import TracebackType
+from typing import Any
 
-from paste_agent import lifecycle
-from paste_agent.recorder.layout import KIND_BACKGROUND, SCHEME_BACKGROUND
+from paste_agent import error_rules, lifecycle
+from paste_agent.inside import Identity, Inside
+from paste_agent.raised import raised_of, type_name
+from paste_agent.recorder import layout
+from paste_agent.recorder.layout import FAILED, KIND_BACKGROUND, KIND_ERROR, SCHEME_BACKGROUND
 from paste_agent.recorder.writer import Recorder
-from paste_agent.transaction import UnderWay, current, type_name
+from paste_agent.transaction import KeptTransaction, Within, current
 
 _MAX_NAME = 160
 
@@ -31,13 +35,46 @@ class background_task(ContextDecorator):
         self.name = str(name)[:_MAX_NAME]
         self.slot = 0
         self.recorder: Recorder
+        self.inside: Inside | None = None
+        #: As a request's: None once it has ended.
+        self.environ: dict[str, Any] | None = None
+        self.number = 0
         self._agent: lifecycle.Agent | None = None
-        self._token: Token[UnderWay | None] | None = None
+        self._token: Token[Within | None] | None = None
         self._start_ns = 0
         self._pid = 0
 
+    @property
+    def transaction(self) -> background_task:
+        """Itself, as a span's is the one that it belongs to."""
+        return self
+
     def _recreate_cm(self) -> background_task:
         return background_task(self.name)  # each call of a decorated function is a task of its own
+
+    def identify(self) -> Identity:
+        """What services that it calls are told of it."""
+        inside = self.inside = self.inside or Inside()
+        if inside.identity is None:
+            trace_id, span_id = self._ids()
+            if self.recorder.sampler.choose(self.number):
+                inside.why |= layout.KEPT_RANDOM
+            inside.identity = Identity(trace_id, span_id, bytes(8), False, bool(inside.why), "", "")
+        return inside.identity
+
+    def note(self, error: BaseException, *, expected: bool = False) -> None:
+        """Note an error that has been handled, as `Transaction.note` does. May raise what the error raises."""
+        recorder = self.recorder
+        verdict = error_rules.EXPECTED if expected else recorder.error_rules.verdict(error)
+        if verdict == error_rules.IGNORED:
+            return
+        self.inside = self.inside or Inside()
+        self.inside.note(error, verdict == error_rules.EXPECTED, recorder.sampler.take_failed)
+
+    def _ids(self) -> tuple[bytes, bytes]:
+        if self.number:
+            return layout.minted_ids(self.recorder.id, self.number)
+        return self.recorder.new_id(16), self.recorder.new_id(8)
 
     def __enter__(self) -> background_task:
         self._start_ns = perf_counter_ns()
@@ -46,8 +83,11 @@ class background_task(ContextDecorator):
         if self._agent is not None:
             try:
                 self.recorder = self._agent.open()
+                self.inside = None
+                self.environ = {}
                 name = self.name.encode("utf-8", "replace")
                 self.slot = self.recorder.enter_slot(self._start_ns, SCHEME_BACKGROUND, b"", name)
+                self.number = self.recorder.number_of(self.slot) if self.slot else 0
                 self._token = current.set(self)
             except Exception as fault:
                 self._agent.on_fault("begin of a task", fault)
@@ -60,12 +100,13 @@ class background_task(ContextDecorator):
         fields = (self.name, None if error is None else type_name(error))
         if self._agent is None:
             if self._pid == os.getpid():  # else it was forked meanwhile, and the parent counts it
-                lifecycle.owe(fields, self._start_ns, duration_ns, error is not None)
+                lifecycle.owe(KIND_BACKGROUND, fields, self._start_ns, duration_ns, error is not None)
             return
+        self.environ = None
         try:
             if self._token is not None:
                 try:
-                    self.recorder.record(KIND_BACKGROUND, fields, self._start_ns, duration_ns, error is not None)
+                    self._record(fields, duration_ns, error)
                 finally:
                     self.recorder.leave_slot(self.slot)
                     self.slot = 0
@@ -77,3 +118,77 @@ class background_task(ContextDecorator):
         except ValueError:  # it ends in another context than it began in, which is no fault
             pass
         self._token = None
+
+    def _record(self, fields: tuple[str, str | None], duration_ns: int, error: BaseException | None) -> None:
+        recorder = self.recorder
+        end_ns = self._start_ns + duration_ns
+        if error is not None:
+            if self.inside is None or not self.inside.ignored:
+                self.note(error)
+            if recorder.error_rules.verdict(error) != error_rules.COUNTS:  # it is no failure
+                error, fields = None, (fields[0], None)
+        inside = self.inside
+        if inside is not None:
+            if inside.ignored:
+                return
+            fields = (inside.task or inside.name or self.name)[:_MAX_NAME], fields[1]
+        for seen in (inside.errors or ()) if inside is not None else ():
+            place = (KIND_ERROR, (seen.type, seen.place or None, None, "true" if seen.expected else None))
+            recorder.record_span(place, end_ns, 0)
+        series = recorder.series_of(KIND_BACKGROUND, fields) | (FAILED if error is not None else 0)
+        for part, spans in enumerate(inside.counts if inside is not None else ()):
+            if spans and inside is not None:
+                recorder.record_part(series, part, end_ns, inside.times[part], spans)
+        number = recorder.take_number()
+        if number is None:
+            return
+        why = self._keep(number, series, duration_ns, error)
+        recorder.write_record(number, series, why, 0, self._start_ns, duration_ns)
+
+    def _keep(self, number: int, series: int, duration_ns: int, error: BaseException | None) -> int:
+        """Decide whether it is kept as a trace; that it takes long is no reason, for a task. KEPT_ bits."""
+        recorder, inside, sampler = self.recorder, self.inside, self.recorder.sampler
+        notable = inside is not None and inside.notable
+        raised = inside.raised if inside is not None else None
+        why = sampler.decide(
+            -1 if inside is not None and inside.identity is not None else self.number,
+            0,
+            failed=error is not None and (inside is None or inside.errors is None),  # else it has been asked
+            parent_sampled=False,
+            queries=notable,
+            decided=inside.why if inside is not None else 0,
+        )
+        if raised is not None:  # it has taken its token
+            why |= layout.KEPT_FAILED
+        if why == 0:
+            return 0
+        identity = inside.identity if inside is not None else None
+        trace_id, span_id = identity[:2] if identity else self._ids()
+        recorder.write_ids(number, trace_id, span_id, bytes(8))
+        recorder.kept.append(
+            KeptTransaction(
+                trace_id=trace_id,
+                span_id=span_id,
+                parent_id=bytes(8),
+                why=why,
+                series=series & ~FAILED,
+                failed=error is not None,
+                start_ns=self._start_ns,
+                duration_ns=duration_ns,
+                queue_us=0,
+                method="",
+                path="",
+                query="",
+                headers={},
+                tracestate="",
+                error=raised_of(error) if error is not None and raised is None else raised,
+                inside=inside,
+                probability=sampler.probability(
+                    slow=False,
+                    failed=error is not None or raised is not None,
+                    parent_sampled=False,
+                    queries=notable,
+                ),
+            )
+        )
+        return why

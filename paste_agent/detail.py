@@ -2,39 +2,78 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any, NamedTuple
 from urllib.parse import quote, unquote
 
-from paste_agent import stacks
+from paste_agent import inner_spans, stacks
+from paste_agent.inside import MAX_ATTRIBUTES, PARTS, Inside
 from paste_agent.kept import TraceRow
 from paste_agent.naming import KNOWN_METHODS, readable
-from paste_agent.transaction import KeptTransaction, Raised
+from paste_agent.raised import Raised
+from paste_agent.settings import Settings
+from paste_agent.transaction import KeptTransaction
 
 _NO_SPAN = bytes(8)
 _MAX_STACK = 16_384
 
 
+class Rules(NamedTuple):
+    """What is recorded of a kept transaction beyond what always is."""
+
+    query: bool = False  #: `url.query`
+    messages: bool = True  #: messages of exceptions
+    headers: tuple[str, ...] = ()  #: names of request headers
+    include: tuple[str, ...] = ()  #: patterns of the attributes that an application may set; none: all
+    exclude: tuple[str, ...] = ()  #: patterns of attributes that are never recorded
+    own_attributes: bool = True  #: attributes that the application sets
+    repeated: int = 10
+    slow_query_ns: int = 500_000_000
+
+
+def rules_of(settings: Settings) -> Rules:
+    return Rules(
+        query=settings.record_query,
+        messages=settings.record_error_messages,
+        headers=settings.record_headers,
+        include=settings.include_attributes,
+        exclude=settings.exclude_attributes,
+        own_attributes=not settings.high_security,
+        repeated=settings.repeated_queries,
+        slow_query_ns=round(settings.slow_query_s * 1e9),
+    )
+
+
 def trace_row(
-    kept: KeptTransaction, attributes: Mapping[str, str | int], wall_offset_ns: int, record_query: bool
+    kept: KeptTransaction, attributes: Mapping[str, str | int], wall_offset_ns: int, rules: Rules
 ) -> TraceRow:
     """The row of a kept transaction.
 
-    attributes: of its series. wall_offset_ns: see Folder.fold. record_query: whether `url.query` is.
+    attributes: of its series. wall_offset_ns: see Folder.fold.
     """
-    attributes_of_span = _attributes(kept, record_query)
+    found = _attributes(kept, rules)
     if kept.stack is not None:
         taken_ns, stack = kept.stack
         # Where the time went, without any instrumentation.
-        attributes_of_span["code.stacktrace"] = stacks.render(stacks.parse(stack))
-        attributes_of_span["paste_agent.stack.age"] = max(0, taken_ns - kept.start_ns) / 1e9
-    detail: dict[str, object] = {"attributes": attributes_of_span}
+        found["code.stacktrace"] = stacks.render(stacks.parse(stack))
+        found["paste_agent.stack.age"] = max(0, taken_ns - kept.start_ns) / 1e9
+    if kept.probability < 1:
+        found["paste_agent.sampling.probability"] = kept.probability
+    if kept.layers:
+        found["paste.layers"] = [f"{name} {own_ns / 1e6:.3f} ms" for name, own_ns in reversed(kept.layers)]
+    detail: dict[str, object] = {"attributes": found}
+    if kept.inside is not None:
+        _add_inside(detail, found, kept, kept.inside, rules)
+    for name in [name for name in found if _matches(name, rules.exclude)]:
+        del found[name]
     if kept.tracestate:
         detail["tracestate"] = kept.tracestate
     if kept.error is not None:
         detail["exception"] = {
             "type": kept.error.type,
-            "message": kept.error.message,
-            "stacktrace": stacktrace(kept.error),
+            "message": kept.error.message if rules.messages else "",
+            "stacktrace": stacktrace(kept.error, rules.messages),
         }
     return TraceRow(
         trace_id=kept.trace_id,
@@ -49,13 +88,53 @@ def trace_row(
     )
 
 
-def _attributes(kept: KeptTransaction, record_query: bool) -> dict[str, str | int | float]:
+def _add_inside(
+    detail: dict[str, object], found: dict[str, Any], kept: KeptTransaction, inside: Inside, rules: Rules
+) -> None:
+    """Spans, what took the time, and what the application itself has said of the transaction."""
+    spans = inner_spans.spans_of(inside, kept.span_id, kept.start_ns)
+    for span in spans:
+        own = span.get("attributes", {})
+        for name in [name for name in own if not _may_have(span["category"], name, rules)]:
+            del own[name]
+    if spans:
+        detail["spans"] = spans
+    findings = inner_spans.findings_of(
+        inside, rules.repeated, rules.slow_query_ns, texts=not _matches("db.query.text", rules.exclude)
+    )
+    if findings:
+        detail["findings"] = findings
+    parts = {PARTS[part]: inside.times[part] for part, count in enumerate(inside.counts) if count}
+    if parts:
+        detail["parts"] = parts
+    if inside.errors:
+        detail["errors"] = [{"type": one.type, "place": one.place, "expected": one.expected} for one in inside.errors]
+    if inside.attributes and rules.own_attributes:
+        for name, value in inner_spans.attributes_as_json(inside.attributes, MAX_ATTRIBUTES).items():
+            if name not in found and (not rules.include or _matches(name, rules.include)):
+                found[name] = value
+
+
+def _may_have(category: str, name: str, rules: Rules) -> bool:
+    """Whether a span may have this attribute. What is of the application itself only spans of functions have."""
+    if _matches(name, rules.exclude):
+        return False
+    if category != "function" or name.startswith("code."):
+        return True
+    return rules.own_attributes and (not rules.include or _matches(name, rules.include))
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _attributes(kept: KeptTransaction, rules: Rules) -> dict[str, Any]:
     """Attributes of the span beyond those of its series."""
     headers = kept.headers
     address, port = _server(headers)
     found: dict[str, str | int | float | None] = {
         "url.path": readable(kept.path),
-        "url.query": redacted(kept.query) if record_query and kept.query else None,
+        "url.query": redacted(kept.query) if rules.query and kept.query else None,
         "http.request.method_original": None if kept.method in KNOWN_METHODS else kept.method,
         "server.address": address,
         "server.port": port,
@@ -64,6 +143,10 @@ def _attributes(kept: KeptTransaction, record_query: bool) -> dict[str, str | in
         "user_agent.original": readable(headers["HTTP_USER_AGENT"]) if "HTTP_USER_AGENT" in headers else None,
         "paste_agent.request.queue.duration": (kept.queue_us - 1) / 1e6 if kept.queue_us else None,
     }
+    for name in rules.headers:
+        value = headers.get(f"HTTP_{name.upper().replace('-', '_')}")
+        if value is not None:
+            found[f"http.request.header.{name.lower()}"] = readable(value)
     return {name: value for name, value in found.items() if value is not None}
 
 
@@ -89,11 +172,14 @@ def redacted(query: str) -> str:
     return "&".join(filter(None, redacted_parts))
 
 
-def stacktrace(raised: Raised) -> str:
-    """An exception with its causes, as Python prints it; the innermost part where it is too long."""
+def stacktrace(raised: Raised, messages: bool = True) -> str:
+    """An exception with its causes, as Python prints it; the innermost part where it is too long.
+
+    messages: whether its last line, and that of its causes, has the message.
+    """
     parts: list[str] = []
     if raised.cause is not None:
-        parts.append(stacktrace(raised.cause))
+        parts.append(stacktrace(raised.cause, messages))
         parts.append(
             "\nThe above exception was the direct cause of the following exception:\n\n"
             if raised.explicit_cause
@@ -101,5 +187,5 @@ def stacktrace(raised: Raised) -> str:
         )
     parts.append("Traceback (most recent call last):\n")
     parts.append(stacks.render(raised.frames))
-    parts.append(f"{raised.type}: {raised.message}\n" if raised.message else f"{raised.type}\n")
+    parts.append(f"{raised.type}: {raised.message}\n" if raised.message and messages else f"{raised.type}\n")
     return "".join(parts)[-_MAX_STACK:]

@@ -7,10 +7,10 @@ nothing that waits.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from time import perf_counter_ns
 
-from paste_agent import ini, instrument, lifecycle, settings
+from paste_agent import ini, instrument, layers, lifecycle, pauses, propagation, settings
 from paste_agent.recorder.layout import SLOT
 from paste_agent.response import ListResponse, respond
 from paste_agent.transaction import Environ, StartResponse, WSGIApplication, current, queue_us_of
@@ -32,8 +32,9 @@ class AgentFilter:
         transaction = ListResponse()
         transaction.start_ns = start_ns = perf_counter_ns()
         transaction.environ = environ
-        transaction.status = transaction.route = transaction.error_type = None
+        transaction.status = transaction.route = transaction.error_type = transaction.inside = transaction.layers = None
         transaction.series = -1
+        transaction.number = transaction.below_ns = 0
         transaction.server_start_response = start_response
         try:
             transaction.recorder = recorder = self.agent.serving or self.agent.serve()
@@ -44,7 +45,7 @@ class AgentFilter:
             transaction.queue_us = (
                 queue_us_of(environ) if "HTTP_X_REQUEST_START" in environ or "HTTP_X_QUEUE_START" in environ else 0
             )
-            number = recorder.started()
+            transaction.number = number = recorder.started()
             transaction.slot = slot = recorder.pop_slot()
             _pack_slot(
                 recorder.buffer,
@@ -103,6 +104,29 @@ class AgentFilter:
         transaction.scheme = str(environ.get("wsgi.url_scheme", ""))
 
 
+_PARENT_FORMATS = frozenset(("tracecontext", "b3", "b3multi", "jaeger"))
+
+
+class ParentHeaders:
+    """Reads which trace a request belongs to where that is not W3C's header alone; around an AgentFilter.
+
+    What it finds it puts into the environ as a traceparent. One that is not to be read is taken away.
+    """
+
+    def __init__(self, application: WSGIApplication, formats: Collection[str]) -> None:
+        """formats: names of `propagators`."""
+        self.application = application
+        self._formats = frozenset(formats)
+
+    def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        parent = propagation.parent_of(environ, self._formats)
+        if parent is not None:
+            environ["HTTP_TRACEPARENT"] = propagation.format_traceparent(*parent)
+        else:
+            environ.pop("HTTP_TRACEPARENT", None)
+        return self.application(environ, start_response)
+
+
 def main(app: WSGIApplication, global_conf: Mapping[str, str], **local_conf: str) -> WSGIApplication:
     """The `paste.filter_app_factory`: the application, measured; the application itself when `enabled` is false.
 
@@ -113,7 +137,18 @@ def main(app: WSGIApplication, global_conf: Mapping[str, str], **local_conf: str
     effective = settings.load(local_conf, global_conf, os.environ, section)
     if not effective.enabled:
         return app
-    instrument.install_loaded()
+    instrument.install_for(effective)
     agent = lifecycle.agent_of(effective)
     agent.has_filter = True
-    return AgentFilter(app, agent)
+    if effective.trace_functions:
+        from paste_agent import functions
+
+        functions.install(effective.trace_functions, agent.warn)
+    if effective.gc_pauses:
+        pauses.install()
+    measured = AgentFilter(pauses.CpuClock(app) if effective.cpu_time else app, agent)
+    formats = _PARENT_FORMATS & set(effective.propagators)
+    return measured if formats == {"tracecontext"} else ParentHeaders(measured, formats)
+
+
+layers.install(main)  # a loader imports this module before it makes anything of a pipeline

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from paste_agent import crash, ending, kept, metrics, naming, native, postmortem, probes, runtime_dir
+from paste_agent import crash, ending, kept, lead_logs, metrics, naming, native, postmortem, probes, runtime_dir
 from paste_agent.aggregate import NO_ATTRIBUTES, REPORT_DURATION, SLOT_S, WORKER_LOST, Apdex, Delta, Folder, canonical
 from paste_agent.kept import TraceRow
 from paste_agent.log import say
@@ -156,6 +156,7 @@ class Lead:
         for tracked in finished:
             self._remove(tracked)
         self.readings = self._read_out(drain)
+        lead_logs.take(self._directory, self.store, self._settings, self._warn)
         return drained
 
     def others_serve(self, own: str | None) -> bool:
@@ -569,6 +570,7 @@ def _count_words(drain: _Drain, before: list[int], row: RecorderRow) -> None:
         return min(row.words[word] - (before[word] if word < len(before) else 0), 1 << 48)
 
     drain.count(metrics.RECORDS_DROPPED, grown(layout.W_DROPPED), {metrics.REASON: "ring_full"})
+    drain.count(metrics.SPANS_DROPPED, grown(layout.W_SPANS_DROPPED), {metrics.REASON: "ring_full"})
     drain.count(metrics.INTERNAL_ERRORS, grown(layout.W_INTERNAL_ERRORS), {})
     drain.count(metrics.WORKER_RECYCLED, min(1, grown(layout.W_RECYCLED)), {metrics.REASON: "max_requests"})
     if not row.worker:

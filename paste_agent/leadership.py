@@ -253,6 +253,8 @@ class _ExportThread:
             with self._said():
                 # No process is left that could still write a detail.
                 exporter.export_traces(store, self._deadline, bare_after_s=-1.0)
+            with self._said():
+                exporter.export_logs(store, self._deadline)
 
     def _send_metrics(self, exporter: OtlpExporter, store: Store, deadline: float) -> None:
         with self._said():
@@ -261,6 +263,8 @@ class _ExportThread:
     def _send_traces(self, exporter: OtlpExporter, store: Store, deadline: float) -> None:
         with self._said():
             exporter.export_traces(store, deadline)
+        with self._said():
+            exporter.export_logs(store, time.monotonic() + _cycle_s(self._settings, "logs"))
 
     @contextmanager
     def _said(self) -> Iterator[None]:

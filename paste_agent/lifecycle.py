@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 
 from paste_agent import log, native, probes
 from paste_agent.crash import CrashFile, crash_file
+from paste_agent.error_rules import ErrorRules
 from paste_agent.errors import RuntimeDirError
 from paste_agent.log import Warnings
 from paste_agent.recorder import layout
@@ -23,8 +24,11 @@ from paste_agent.reporter import Reporter, complete
 from paste_agent.runtime_dir import existing_service_dir, service_dir
 from paste_agent.sampler import Sampler
 from paste_agent.settings import Settings
+from paste_agent.transaction import current
 from paste_agent.watch import Watch
 
+#: Kind, fields, start and duration (ns), whether it failed.
+Owed = tuple[int, tuple[str | None, ...], int, int, bool]
 #: Background tasks that may end before there is an agent that counts them.
 _MOST_OWED = 1000
 
@@ -46,6 +50,10 @@ class Agent:
         self._directory: str | None = None
         self._opening = native.make_lock()
         self._faults = 0
+        #: What its layers took to load, as `owe` has it. A factory opens no recorder, so this waits until one is open.
+        self.loads: list[Owed] = []
+        #: Whether they are complete: an arbiter loads all anew at each reload, and announces what it has loaded.
+        self.loaded = False
 
     def open(self) -> Recorder:
         """The recorder of this process, opened at the first call. For what is recorded without being served."""
@@ -54,6 +62,9 @@ class Agent:
             with _Held(self._opening), native.UNDIVIDED:
                 if self._recorder is None:
                     self._recorder = self._open()
+                    self._recorder.set_word(layout.W_INTERNAL_ERRORS, self._faults)
+                    while self.loads:
+                        self._recorder.record(*self.loads.pop())
         return self._recorder
 
     def serve(self) -> Recorder:
@@ -169,8 +180,19 @@ class Agent:
                 slow=settings.slow_traces_per_min,
                 failed=settings.failed_traces_per_min,
                 seed=int.from_bytes(os.urandom(16), "big"),
+                queries=settings.query_traces_per_min,
+                slow_query_ns=round(settings.slow_query_s * 1e9),
+                repeated=settings.repeated_queries,
+                headers=[f"HTTP_{name.upper().replace('-', '_')}" for name in settings.record_headers],
             ),
             on_fault=self.on_fault,
+            propagators=settings.propagators,
+            error_rules=ErrorRules(
+                expected=settings.expected_errors,
+                ignored=settings.ignore_errors,
+                expected_statuses=settings.expected_statuses,
+                ignored_statuses=settings.ignore_statuses,
+            ),
         )
 
 
@@ -192,8 +214,9 @@ _INHERITED: list[Reporter] = []
 _agents: dict[tuple[str, str, str | None], Agent] = {}
 
 
-#: Tasks that ended before there was an agent: fields, start and duration (ns), whether it failed.
-_owed: deque[tuple[tuple[str | None, ...], int, int, bool]] = deque(maxlen=_MOST_OWED)
+#: What ended before there was an agent: kind, fields, start and duration (ns), whether it failed.
+_owed_faults: list[tuple[str, BaseException]] = []
+_owed: deque[Owed] = deque(maxlen=_MOST_OWED)
 
 
 def agent_of(settings: Settings) -> Agent:
@@ -203,7 +226,15 @@ def agent_of(settings: Settings) -> Agent:
     if agent.serving is None:
         agent.settings = settings  # those of a reload, where the ini has been read again
     while _owed:
-        agent.record(layout.KIND_BACKGROUND, *_owed.popleft())
+        owed = _owed.popleft()
+        if owed[0] == layout.KIND_LOAD:
+            if agent.loaded:
+                agent.loads, agent.loaded = [], False
+            agent.loads.append(owed)
+        else:
+            agent.record(*owed)
+    while _owed_faults:
+        agent.on_fault(*_owed_faults.pop())
     return agent
 
 
@@ -211,6 +242,7 @@ def announce(services: Sequence[Settings]) -> None:
     """The services of an ini that this process, or its children, will serve: they alone, from now on."""
     agents = [agent_of(settings) for settings in services]
     for identity, agent in list(_agents.items()):
+        agent.loaded = True
         if agent not in agents:
             del _agents[identity]
             agent.finish()
@@ -221,9 +253,18 @@ def current_agent() -> Agent | None:
     return next(iter(_agents.values()), None)
 
 
-def owe(fields: tuple[str | None, ...], start_ns: int, duration_ns: int, failed: bool) -> None:
-    """A background task has ended while there was no agent: the next one that is made counts it."""
-    _owed.append((fields, start_ns, duration_ns, failed))
+def owe(kind: int, fields: tuple[str | None, ...], start_ns: int, duration_ns: int, failed: bool) -> None:
+    """A background task has ended, or a layer been loaded, while there was no agent: the next one counts it."""
+    _owed.append((kind, fields, start_ns, duration_ns, failed))
+
+
+def on_fault(where: str, fault: BaseException) -> None:
+    """A fault of the agent that belongs to no service: the first one counts it, once there is one. Raises nothing."""
+    agent = current_agent()
+    if agent is not None:
+        agent.on_fault(where, fault)
+    elif len(_owed_faults) < _MOST_OWED:
+        _owed_faults.append((where, fault.with_traceback(None)))
 
 
 def start_reporters() -> list[Agent]:
@@ -286,6 +327,7 @@ def _listen_for_abort(call: Callable[[], None]) -> None:
 def _after_fork_in_child() -> None:
     native.UNDIVIDED.after_fork_in_child()
     _owed.clear()  # the parent counts them
+    current.set(None)  # what the child does from now on is no part of the parent's transaction
     log.forget()
     for agent in _agents.values():
         agent.after_fork()

@@ -12,10 +12,19 @@ from typing import Literal
 
 from paste_agent.aggregate import (
     BOOT_DURATION,
+    CALL_DURATION,
+    COUNT,
+    DATABASE_DURATION,
+    ERRORS,
+    LAYER_DURATION,
+    LOAD_DURATION,
+    PART_DURATION,
+    PART_SPANS,
     QUEUE_DURATION,
     REPORT_DURATION,
     REQUEST_DURATION,
     TASK_DURATION,
+    TIMING,
     WORKER_LOST,
 )
 
@@ -33,6 +42,7 @@ WORKER_COUNT = "paste_agent.worker.count"
 WORKER_RECYCLED = "paste_agent.worker.recycled"
 APDEX = "paste_agent.apdex"
 RECORDS_DROPPED = "paste_agent.records.dropped"
+SPANS_DROPPED = "paste_agent.spans.dropped"
 EXPORT_FAILED = "paste_agent.export.failed"
 INTERNAL_ERRORS = "paste_agent.internal.errors"
 
@@ -60,7 +70,7 @@ class Metric:
     @property
     def whole(self) -> bool:
         """Whether its values are whole numbers, all of them: a stream that changes its type is another stream."""
-        return self.unit not in ("s", "1")
+        return (self.instrument == "counter" and self.unit == "1") or self.unit not in ("s", "1")
 
 
 @dataclass(frozen=True)
@@ -79,6 +89,13 @@ TABLE: dict[str, Metric] = {
         Metric(QUEUE_DURATION, "histogram", "s", "Time that requests waited for a worker.", _NS_IN_S),
         Metric(REPORT_DURATION, "histogram", "s", "Time that the agent took for one round of reporting.", _NS_IN_S),
         Metric(TASK_DURATION, "histogram", "s", "Duration of background tasks.", _NS_IN_S),
+        Metric(CALL_DURATION, "histogram", "s", "Duration of HTTP client requests.", _NS_IN_S),
+        Metric(DATABASE_DURATION, "histogram", "s", "Duration of database client operations.", _NS_IN_S),
+        Metric(LAYER_DURATION, "histogram", "s", "Time that a layer of the pipeline took by itself.", _NS_IN_S),
+        Metric(LOAD_DURATION, "histogram", "s", "Time that a layer of the pipeline took to load.", _NS_IN_S),
+        Metric(PART_DURATION, "histogram", "s", "Time that transactions spent on one kind of thing.", _NS_IN_S),
+        Metric(PART_SPANS, "counter", "{span}", "Spans that the former sums up."),
+        Metric(ERRORS, "counter", "{error}", "Errors, whether they left the application or were handled."),
         Metric(BOOT_DURATION, "histogram", "s", "Time from the fork of a worker until it could serve.", _NS_IN_S),
         Metric(ACTIVE_REQUESTS, "up_down_counter", "{request}", "Number of active HTTP server requests."),
         Metric(CPU_TIME, "counter", "s", "CPU seconds of a worker, by mode.", _NS_IN_S),
@@ -93,6 +110,7 @@ TABLE: dict[str, Metric] = {
         Metric(WORKER_RECYCLED, "counter", "{worker}", "Workers that ended as they should after so many requests."),
         Metric(APDEX, "counter", "{request}", "Requests by zone of the Apdex."),
         Metric(RECORDS_DROPPED, "counter", "{record}", "Finished requests that the agent could not record."),
+        Metric(SPANS_DROPPED, "counter", "{record}", "Finished spans that gave way to requests."),
         Metric(EXPORT_FAILED, "counter", "{item}", "Data points, spans and logs that a collector did not take."),
         Metric(INTERNAL_ERRORS, "counter", "{error}", "Faults of the agent itself."),
     ]
@@ -101,4 +119,13 @@ TABLE: dict[str, Metric] = {
 
 def lookup(name: str) -> Metric | None:
     """The row of a metric; None for one that this version does not know, such as a newer agent's."""
+    if name.startswith(TIMING):
+        return Metric(name.removeprefix(TIMING), "histogram", "s", "Measured by the application.", _NS_IN_S)
+    if name.startswith(COUNT):
+        return Metric(name.removeprefix(COUNT), "counter", "1", "Counted by the application.")
     return TABLE.get(name)
+
+
+def counted(name: str, count: int, total: int) -> int:
+    """What a counter whose increments are records has come to: how many there were, or what they sum up to."""
+    return total if name == PART_SPANS or name.startswith(COUNT) else count

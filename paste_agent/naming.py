@@ -12,6 +12,11 @@ from collections.abc import Mapping
 ROUTE_KEY = "paste_agent.route"
 ROUTING_ARGS_KEY = "wsgiorg.routing_args"
 
+#: Swift's proxy gives each request a number.
+SWIFT_KEY = "swift.trans_id"
+_SWIFT_VERSIONS = frozenset(("v1", "v1.0"))
+_SWIFT_VALUES = ("{account}", "{container}", "{object}")
+
 OTHER = "_OTHER"
 #: RFC 9110, RFC 5789 and the QUERY method: those that OpenTelemetry's conventions call known.
 KNOWN_METHODS = frozenset(("CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "QUERY", "TRACE"))
@@ -62,7 +67,7 @@ def route_of_routing_args(environ: Mapping[str, object]) -> str | None:
         return route_of(without_expressions(str(path_template)))
     arguments = environ.get(ROUTING_ARGS_KEY)
     if not isinstance(arguments, tuple) or len(arguments) != 2:
-        return None
+        return _route_of_swift(environ) if SWIFT_KEY in environ else None
     positional, named = arguments
     values: dict[object, str] = {}
     try:
@@ -80,6 +85,19 @@ def route_of_routing_args(environ: Mapping[str, object]) -> str | None:
         return None
     replaced = [values.get(segment, segment) if segment else segment for segment in segments]
     return route_of("/".join(replaced)) if replaced != segments else None
+
+
+def _route_of_swift(environ: Mapping[str, object]) -> str | None:
+    """Swift has no routes: what a path means is fixed. What follows the container is the object, slashes and all."""
+    path = environ.get("PATH_INFO")
+    if not isinstance(path, str):
+        return None
+    start, version, *values = path.split("/", 4) if path.count("/") > 1 else ("", "")
+    while values and not values[-1]:
+        values.pop()
+    if start or version not in _SWIFT_VERSIONS or not values or "" in values:
+        return None
+    return "/".join(["", version, *_SWIFT_VALUES[: len(values)]])
 
 
 def readable(value: str) -> str:

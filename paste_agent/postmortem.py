@@ -14,11 +14,11 @@ from typing import Any
 from paste_agent import naming, stacks
 from paste_agent.kept import TraceRow
 from paste_agent.propagation import parse_traceparent
+from paste_agent.raised import OWN_FILES, Frame
 from paste_agent.recorder import layout
 from paste_agent.recorder.layout import KEPT_LOST
 from paste_agent.recorder.reader import InFlight
 from paste_agent.stacks import Crash
-from paste_agent.transaction import OWN_FILES, Frame
 
 TIMEOUT, OUT_OF_MEMORY, SIGNAL, EXIT, UNKNOWN = "timeout", "out_of_memory", "signal", "exit", "unknown"
 #: Requests that one account names; a worker of greenlets may have had thousands.

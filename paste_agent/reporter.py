@@ -23,6 +23,7 @@ from paste_agent.settings import Settings
 if TYPE_CHECKING:
     from paste_agent.kept import TraceRow
     from paste_agent.leadership import Leadership
+    from paste_agent.log_forwarding import Forwarding
     from paste_agent.recorder.writer import Recorder
     from paste_agent.trace_writer import TraceWriter
     from paste_agent.watch import Watch
@@ -47,26 +48,37 @@ class Reporter:
         self._warn = warn
         self._watch = watch
         self._lease = _lease_of(directory, recorder.id)
+        self._logs: Forwarding | None = None
+        if settings.forward_logs != "off":
+            from paste_agent.log_forwarding import Forwarding
+
+            self._logs = Forwarding(settings, recorder, directory, warn)
         self._leadership: Leadership | None = None
         self._traces: TraceWriter | None = None
         self._waiting: deque[TraceRow] = deque()
         self._ticked_ns = time.perf_counter_ns()
-        self._finished = -1
+        self._finished = 0
         self._deadline = 0.0
         self._stop = native.Flag()
         self._done = native.Flag()
 
     def start(self) -> None:
+        if self._logs is not None:
+            self._logs.listen()
         native.start_thread(self._run)
 
     def finish(self, timeout_s: float) -> None:
         """End the thread after a last drain and export; waits so long and no longer."""
         self._deadline = time.monotonic() + timeout_s
+        if self._logs is not None:
+            self._logs.stop()
         self._stop.set()
         self._done.wait(timeout_s)
 
     def abandon(self) -> None:
         """In a forked child: close what keeps locks of the parent, and nothing else."""
+        if self._logs is not None:
+            self._logs.stop()
         self._lease.let_go()
         if self._leadership is not None:
             self._leadership.close_readers()
@@ -97,11 +109,13 @@ class Reporter:
         self._ticked_ns = now_ns
         recorder = self._recorder
         recorder.set_words(layout.W_PROBED_AT, probes.probe().words())
-        finished, self._finished = recorder.last - self._finished, recorder.last
-        recorder.sampler.tick(elapsed_s, finished, recorder.last)
+        finished, self._finished = recorder.latest - self._finished, recorder.latest
+        recorder.sampler.tick(elapsed_s, finished, recorder.latest)
         recorder.grow()
         self._watch.look(now_ns)
         self._write_kept()
+        if self._logs is not None:
+            self._logs.tick(elapsed_s)
         with native.UNDIVIDED:
             leads = self._lease.try_take()
         if not leads:
@@ -117,6 +131,8 @@ class Reporter:
     def _last(self) -> float:
         self._recorder.set_words(layout.W_PROBED_AT, probes.probe().words())
         self._write_kept()
+        if self._logs is not None:
+            self._logs.write()
         if _take_before(self._lease, self._directory, self._deadline):
             try:
                 self._lead().complete(self._deadline, self._waiting, exports=not self._arbiter_follows())

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
@@ -21,6 +21,12 @@ SIGNALS = ("traces", "metrics", "logs")
 IN_MEMORY = "memory"
 DEFAULT_SECTION = "filter:agent"
 
+#: Libraries that are instrumented, each in a file of `instrument`.
+INSTRUMENTATIONS = (
+    "bottle", "celery", "chameleon", "django", "falcon", "flask", "http_client", "httpx", "jinja2", "kombu",
+    "mako", "mysqlclient", "pecan", "psycopg", "psycopg2", "pymemcache", "pymysql", "pyramid", "redis",
+    "sqlalchemy", "sqlite", "turbogears", "webob", "zope",
+)  # fmt: skip
 _TRUE = frozenset(("true", "yes", "on", "1"))
 _FALSE = frozenset(("false", "no", "off", "0"))
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
@@ -131,6 +137,47 @@ def _choice(*words: str) -> Callable[[str], str]:
     return read
 
 
+def _words(text: str) -> list[str]:
+    return [word for word in re.split(r"[\s,]+", text) if word]
+
+
+def _list_of(known: Sequence[str], example: str) -> Callable[[str], tuple[str, ...]]:
+    """Words of a known set, separated by spaces or commas."""
+
+    def read(text: str) -> tuple[str, ...]:
+        words = tuple(word.lower() for word in _words(text))
+        for word in words:
+            if word not in known:
+                raise _WrongValue(f"expected words out of {', '.join(known)}, for example {example}")
+        return words
+
+    return read
+
+
+def _names(pattern: str, expected: str) -> Callable[[str], tuple[str, ...]]:
+    """Words of a certain form, separated by spaces or commas."""
+    form = re.compile(pattern, re.ASCII)
+
+    def read(text: str) -> tuple[str, ...]:
+        words = tuple(_words(text))
+        if not all(form.fullmatch(word) for word in words):
+            raise _WrongValue(f"expected {expected}")
+        return words
+
+    return read
+
+
+def _statuses(text: str) -> tuple[int, ...]:
+    """`404 500-504`."""
+    found: list[int] = []
+    for word in _words(text):
+        match = re.fullmatch(r"([1-5][0-9]{2})(?:-([1-5][0-9]{2}))?", word, re.ASCII)
+        if match is None or int(match[2] or match[1]) < int(match[1]):
+            raise _WrongValue("expected statuses and ranges of them, for example 503 or 502-504")
+        found.extend(range(int(match[1]), int(match[2] or match[1]) + 1))
+    return tuple(found)
+
+
 # -- the table -----------------------------------------------------------------------------------------------------
 
 
@@ -141,6 +188,17 @@ def _as_it_is(text: str) -> str:
 def _negated(text: str) -> str:
     # OpenTelemetry's specification: true, in any case, is true; anything else is false.
     return str(text.strip().lower() != "true")
+
+
+def _known_instrumentations(text: str) -> str:
+    # Other SDKs name libraries there that this one does not instrument.
+    return " ".join(word for word in _words(text.lower()) if word in INSTRUMENTATIONS)
+
+
+def _known_propagators(text: str) -> str:
+    return " ".join(
+        word for word in _words(text.lower()) if word in ("tracecontext", "baggage", "b3", "b3multi", "jaeger", "none")
+    )
 
 
 def _milliseconds(text: str) -> str:
@@ -225,6 +283,29 @@ TABLE: dict[str, Setting] = {
         _per_minute("random_traces_per_min", 12.0, "Traces kept at random, about so many, for each process."),
         _per_minute("slow_traces_per_min", 30.0, "Most traces kept because they were slow, for each process."),
         _per_minute("failed_traces_per_min", 30.0, "Most traces kept because they failed, for each process."),
+        _per_minute("query_traces_per_min", 30.0, "Most traces kept because a query was slow, or repeated, for each process."),
+        Setting("slow_query_s", _seconds, 0.5, "s", "A query that takes longer is slow: its transaction is kept, with the line of code that issued it."),
+        Setting("repeated_queries", _integer(2, 1_000_000, "10"), 10, "", "As often as this one transaction may not execute the same statement: then it is kept, with the line of code (N+1 queries)."),
+        Setting("explain_queries", _boolean, False, "", "Ask the database for the plan of a slow query (EXPLAIN, on the same connection, directly after it) and keep it with the trace."),
+        Setting("record_sql", _choice("sanitised", "raw", "off"), "sanitised", "", "Text of statements in kept traces: without their values, as they are, or not at all."),
+        Setting("disabled_instrumentations", _list_of(INSTRUMENTATIONS, "redis jinja2"), (), "", "Libraries that are left alone, separated by spaces or commas.",
+                otel="OTEL_PYTHON_DISABLED_INSTRUMENTATIONS", from_otel=_known_instrumentations),
+        Setting("trace_functions", _names(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", "module:function words, for example shop.stock:reserve shop.mail:Mailer.send"), (), "", "Functions that get a span of their own, as module:function or module:Class.method, separated by spaces or commas."),
+        Setting("propagators", _list_of(("tracecontext", "baggage", "b3", "b3multi", "jaeger", "none"), "tracecontext baggage b3"), ("tracecontext", "baggage"), "", "Headers that say which trace a request belongs to. b3, b3multi and jaeger are only read.",
+                otel="OTEL_PROPAGATORS", from_otel=_known_propagators),
+        Setting("layers", _boolean, True, "", "Measure the time that each filter of the pipeline takes by itself."),
+        Setting("gc_pauses", _boolean, True, "", "Measure the pauses that the garbage collector makes in transactions."),
+        Setting("cpu_time", _boolean, False, "", "Measure the CPU time of a transaction's thread: two system calls a request. Says nothing with greenlets."),
+        Setting("ignore_errors", _names(r"[A-Za-z_][\w.]*", "names of exception classes, for example shop.errors.NotInStock KeyError"), (), "", "Exceptions, and their subclasses, that are no errors and are not recorded."),
+        Setting("expected_errors", _names(r"[A-Za-z_][\w.]*", "names of exception classes, for example shop.errors.NotInStock KeyError"), (), "", "Exceptions, and their subclasses, that are recorded and do not count as failures."),
+        Setting("ignore_statuses", _statuses, (), "", "Statuses of 500 and above that are no errors, such as 503 or 502-504."),
+        Setting("expected_statuses", _statuses, (), "", "Statuses of 500 and above that are recorded and do not count as failures."),
+        Setting("record_headers", _names(r"[A-Za-z0-9-]+", "names of request headers, for example X-Request-Id"), (), "", "Request headers that kept traces tell, by name."),
+        Setting("include_attributes", _names(r"[\w.*?-]+", "patterns of attribute names, for example app.* user.plan"), (), "", "Attributes that an application may set, as patterns with *; none: all."),
+        Setting("exclude_attributes", _names(r"[\w.*?-]+", "patterns of attribute names, for example client.* user_agent.original"), (), "", "Attributes that are never recorded, as patterns with *; stronger than the former."),
+        Setting("record_error_messages", _boolean, True, "", "Record the messages of exceptions, cut to 1,024 characters: they can hold what a user sent."),
+        Setting("high_security", _boolean, False, "", "Overrule every setting that records more than the defaults do, and leave out messages of exceptions and attributes of the application."),
+        Setting("forward_logs", _choice("off", "debug", "info", "warning", "error", "critical"), "off", "", "Send log records of this level and above to the collector, bound to the trace that they belong to."),
         Setting("record_query", _boolean, False, "", "Record `url.query` of kept traces, its values replaced by REDACTED."),
         Setting("max_series", _integer(10, 2000, "2000"), 2000, "", "Most combinations of method, route, status and error; the rest fold into one."),
         Setting("ring_records", _integer(1024, 1_048_576, "16384"), 16_384, "", "Finished transactions that a process can hold until they are drained, 64 bytes each."),
@@ -264,6 +345,27 @@ class Settings:
     random_traces_per_min: float
     slow_traces_per_min: float
     failed_traces_per_min: float
+    query_traces_per_min: float
+    slow_query_s: float
+    repeated_queries: int
+    explain_queries: bool
+    record_sql: str
+    disabled_instrumentations: tuple[str, ...]
+    trace_functions: tuple[str, ...]
+    propagators: tuple[str, ...]
+    layers: bool
+    gc_pauses: bool
+    cpu_time: bool
+    ignore_errors: tuple[str, ...]
+    expected_errors: tuple[str, ...]
+    ignore_statuses: tuple[int, ...]
+    expected_statuses: tuple[int, ...]
+    record_headers: tuple[str, ...]
+    include_attributes: tuple[str, ...]
+    exclude_attributes: tuple[str, ...]
+    record_error_messages: bool
+    high_security: bool
+    forward_logs: str
     record_query: bool
     max_series: int
     ring_records: int
@@ -271,8 +373,18 @@ class Settings:
     store_max_mib: float
     shutdown_timeout_s: float
 
-    def __init__(self, values: Mapping[str, object], origins: Mapping[str, str], section: str) -> None:
-        """values: by key, complete. origins: 'default', 'ini', or the name of the environment variable, by key."""
+    def __init__(
+        self,
+        values: Mapping[str, object],
+        origins: Mapping[str, str],
+        section: str,
+        overruled: Sequence[str] = (),
+    ) -> None:
+        """values: by key, complete. origins: 'default', 'ini', or the name of the environment variable, by key.
+
+        overruled: keys whose values `high_security` has replaced.
+        """
+        self.overruled = tuple(overruled)
         self.values = dict(values)
         self.origins = dict(origins)
         self.section = section
@@ -335,8 +447,9 @@ def load(
     origins: dict[str, str] = {}
     for row in TABLE.values():
         values[row.key], origins[row.key] = _effective(row, local_conf, environ, section)
+    overruled = _overrule(values) if values["high_security"] else ()
     _derive(values, global_conf, environ)
-    return Settings(values, origins, section)
+    return Settings(values, origins, section, overruled)
 
 
 _VARIABLES = {row.variable: row.key for row in TABLE.values()}
@@ -369,6 +482,26 @@ def _cure_of_unknown(name: str, known: Mapping[str, object]) -> str:
 
     near = difflib.get_close_matches(name, known, n=1)
     return f"unknown key; did you mean {near[0]}?" if near else "unknown key; `paste-agent check` lists the known ones"
+
+
+#: What `high_security` makes of settings that record more.
+SECURE = {
+    "record_query": False,
+    "record_sql": "sanitised",
+    "record_headers": (),
+    "record_error_messages": False,
+    "explain_queries": False,
+    "forward_logs": "off",
+    "include_attributes": (),
+}
+
+
+def _overrule(values: dict[str, object]) -> tuple[str, ...]:
+    """Put the secure values in place; the keys of those that were different."""
+    overruled = tuple(key for key, secure in SECURE.items() if values[key] != secure and values[key] != "off")
+    for key in overruled:
+        values[key] = SECURE[key]
+    return overruled
 
 
 def _derive(values: dict[str, object], global_conf: Mapping[str, str], environ: Mapping[str, str]) -> None:

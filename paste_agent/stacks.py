@@ -9,17 +9,13 @@ import stat
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from paste_agent.transaction import Frame
+from paste_agent.raised import BETWEEN, Frame, is_library
 
 #: As Python prints a frame, and as faulthandler does, without the comma.
 _FRAME = re.compile(r'\s*File "([^"\n]{1,1024})", line ([0-9]{1,9}),? in ([^\n]{1,256})')
 _FATAL = re.compile(r"Fatal Python error: ([^\n]{1,128})")
 _THREAD = re.compile(r"(Thread|Current thread) 0x([0-9a-f]{1,16})\b[^\n]* \(most recent call first\):")
 _MAX_FRAMES = 100
-#: Where libraries lie: the standard one, and those that were installed.
-_LIBRARY = os.path.dirname(os.__file__) + os.sep
-_INSTRUMENT = os.path.join(os.path.dirname(__file__), "instrument") + os.sep
-_PACKAGES = re.compile(r"[/\\](site|dist)-packages[/\\]")
 _MAX_THREADS = 512
 #: No file of source is larger.
 _MAX_SOURCE = 1024 * 1024
@@ -80,7 +76,7 @@ def without_server(frames: Sequence[Frame], own_files: Iterable[str]) -> list[Fr
 def application_frame(frames: Sequence[Frame]) -> Frame | None:
     """The innermost frame of the application itself, not of a library; the innermost of all where there is none."""
     for frame in reversed(frames):
-        if not frame.file.startswith((_LIBRARY, "<frozen")) and not _PACKAGES.search(frame.file):
+        if not is_library(frame.file):
             return frame
     return frames[-1] if frames else None
 
@@ -93,7 +89,7 @@ def render(frames: Iterable[Frame]) -> str:
     parts: list[str] = []
     room = _MAX_READ
     for frame in frames:
-        if frame.file.startswith(_INSTRUMENT):
+        if frame.file.startswith(BETWEEN):
             continue
         parts.append(f'  File "{frame.file}", line {frame.line}, in {frame.function}\n')
         source, read = source_of(frame, room)

@@ -22,7 +22,7 @@ class TraceWriter:
 
     def __init__(self, settings: Settings, recorder: Recorder, directory: str | None, warn: Warnings) -> None:
         """directory: the service's runtime directory; None: the rows stay here for this process's own lead."""
-        self._settings = settings
+        self._rules = detail.rules_of(settings)
         self._recorder = recorder
         self._directory = directory
         self._warn = warn
@@ -37,7 +37,11 @@ class TraceWriter:
         size = 0
         # What does not fit into one file is for the next round.
         while self._recorder.kept and size < kept.MAX_BYTES // 2:
-            row = self._row(self._recorder.kept.popleft(), offset_ns)
+            try:
+                row = self._row(self._recorder.kept.popleft(), offset_ns)
+            except Exception as fault:  # an object of the application's: the others are kept all the same
+                self._recorder.on_fault("kept trace", fault)
+                continue
             rows.append(row)
             size += len(str(row.detail))
             native.sleep(0)
@@ -61,5 +65,5 @@ class TraceWriter:
             self._warn("kept traces", "the store takes no traces; the oldest go, metrics are not lost")
 
     def _row(self, transaction: KeptTransaction, offset_ns: int) -> TraceRow:
-        attributes = self._recorder.server_attributes(transaction.series)
-        return detail.trace_row(transaction, attributes, offset_ns, self._settings.record_query)
+        attributes = self._recorder.attributes_of(transaction.series)
+        return detail.trace_row(transaction, attributes, offset_ns, self._rules)

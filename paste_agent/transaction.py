@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
@@ -10,10 +9,21 @@ from time import perf_counter_ns
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol
 
-from paste_agent import naming, propagation
+from paste_agent import error_rules, naming, propagation
+from paste_agent.inside import LAYERS, Identity, Inside, SeenError
+from paste_agent.raised import Raised, status_of_exception, type_name
 from paste_agent.recorder import layout
-from paste_agent.recorder.layout import ANSWER, ANSWER_AT, FAILED, RECORD_BODY, RECORD_BODY_AT, RECORD_SIZE
-from paste_agent.recorder.writer import Recorder
+from paste_agent.recorder.layout import (
+    ANSWER,
+    ANSWER_AT,
+    FAILED,
+    KIND_ERROR,
+    KIND_SERVER,
+    RECORD_BODY,
+    RECORD_BODY_AT,
+    RECORD_SIZE,
+)
+from paste_agent.recorder.writer import LENIENT, Recorder
 
 Environ = dict[str, Any]
 Write = Callable[[bytes], object]
@@ -26,43 +36,37 @@ TRANSACTION_KEY = "paste_agent.transaction"
 
 _pack_record = RECORD_BODY.pack_into
 _pack_answer = ANSWER.pack_into
-_MAX_MESSAGE = 1024
-_MAX_FRAMES = 50
-_MAX_CHAIN = 4
 _MAX_PATH = 1024
 _MAX_HEADER = 256
+#: In the place of a series: the application does not want this transaction to be counted.
+IGNORED = -2
 #: Seconds, milliseconds and microseconds since the epoch differ by their size for some thousand years.
 _UNITS = ((1e14, 1e6), (1e11, 1e3), (1e8, 1.0))
 _MAX_QUEUE_US = 0xFFFFFFFE
 
 
-class Frame(NamedTuple):
-    """One frame of a stack; the reporter looks up the line of source."""
-
-    file: str
-    line: int
-    function: str
-
-
-class Raised(NamedTuple):
-    """An exception, without references to anything that lives: its frames would keep whole requests alive."""
-
-    type: str
-    message: str
-    frames: tuple[Frame, ...]  #: outermost first; in the middle cut to the bound
-    cause: Raised | None
-    explicit_cause: bool  #: `raise … from …`, rather than raised while another was handled
-
-
 class UnderWay(Protocol):
-    """A transaction, as those see it who say where it is: a request, or a background task."""
+    """A transaction, as those see it who work for it: a request, or a background task."""
 
     recorder: Recorder
-    slot: int  #: 0: none was free
+    slot: int  #: 0: none was free, or it has ended
+    number: int  #: of the transaction in its process
+    inside: Inside | None  #: None: nothing so far
+    environ: dict[str, Any] | None  #: None: it has ended
+
+    def identify(self) -> Identity:
+        """What others are told of it; decides whether it is sampled, where nobody has yet."""
 
 
-#: What this thread, or greenlet, works for; set while the application runs.
-current: ContextVar[UnderWay | None] = ContextVar("paste_agent.transaction", default=None)
+class Within(Protocol):
+    """What a thread is in: a transaction, or a span of one."""
+
+    @property
+    def transaction(self) -> UnderWay: ...
+
+
+#: What this thread, or greenlet, works for: a transaction, or the span that it is in. Set while the application runs.
+current: ContextVar[Within | None] = ContextVar("paste_agent.transaction", default=None)
 
 
 class KeptTransaction(NamedTuple):
@@ -84,17 +88,24 @@ class KeptTransaction(NamedTuple):
     tracestate: str
     error: Raised | None
     stack: tuple[int, str] | None = None  #: of a slow one: when it was taken, ns, and a line a frame
+    inside: Inside | None = None
+    layers: list[tuple[str, int]] | None = None  #: name and own time, ns; the innermost first
+    probability: float = 1.0  #: that one like it is kept
 
 
 class Transaction:
     """A request under way. One object, no dictionary; made by AgentFilter, ended by what `response` has."""
 
     __slots__ = (
+        "below_ns",
         "body",
         "environ",
         "error_type",
+        "inside",
         "iterator",
+        "layers",
         "method",
+        "number",
         "path",
         "pending",
         "queue_us",
@@ -126,8 +137,16 @@ class Transaction:
     route: object
     error_type: str | None
     pending: tuple[Callable[[Any], str | None], Any] | None  #: set by frameworks: what tells the route, and of what
-    raised: Raised  #: set by a failure that is kept
+    inside: Inside | None  #: None: neither span nor anything said so far
+    number: int  #: of the transaction in its process; 0: it has none
+    below_ns: int  #: time spent in layers below the one that is running, see `layers`
+    layers: list[tuple[str, int]] | None  #: that have returned so far: name and own time, ns; None: there are none
     sent: bool  #: set once a part of the body has gone to the server, and the status with it
+
+    @property
+    def transaction(self) -> Transaction:
+        """Itself, so that whoever is in a transaction or in a span of it asks the same."""
+        return self
 
     def start_response(self, status: str, headers: list[tuple[str, str]], exc_info: ExcInfo | None = None) -> Write:
         """The server's start_response; what it refuses does not count."""
@@ -135,8 +154,18 @@ class Transaction:
             write = self.server_start_response(status, headers)
         else:
             write = self.server_start_response(status, headers, exc_info)
+            self._note_page(status, exc_info)
         self.status = status
         return write
+
+    def _note_page(self, status: str, exc_info: ExcInfo) -> None:
+        """A layer says of what error it is that its page tells. Raises nothing."""
+        try:
+            code = naming.status_of(status)
+            if code is not None and code >= 500 and isinstance(exc_info[1], BaseException):
+                self.note(exc_info[1])
+        except Exception as fault:
+            self.recorder.on_fault("error page", fault)
 
     def finish(self) -> None:
         """Leave the record of this transaction, and free its slot. Raises nothing; a second call does nothing."""
@@ -152,16 +181,24 @@ class Transaction:
             series = self.series
             start_ns = self.start_ns
             duration_ns = end_ns - start_ns
+            inside = self.inside
+            if inside is not None and "paste_agent.calls" in environ:
+                environ["paste_agent.calls"].clear()  # those that nobody has ended end with it
+            if series >= FAILED or inside is not None or self.layers is not None:
+                self._leave_inside(series, end_ns)
             # A number that is taken and not written is a hole that the drain waits at.
             if series >= 0 and (recorder.last < recorder.limit or recorder.has_room()):
                 number = recorder.last = recorder.next()
+                if self.number > recorder.latest:  # they do not end in the order in which they began
+                    recorder.latest = self.number
                 sampler = recorder.sampler
                 why = 0
                 if (
                     series >= FAILED
-                    or number >= sampler.next_random
+                    or self.number >= sampler.next_random
                     or duration_ns > sampler.slow_ns
                     or "HTTP_TRACEPARENT" in environ
+                    or (inside is not None and inside.remarkable)
                 ):
                     why = self._keep(environ, number, series, duration_ns)
                 _pack_record(
@@ -196,8 +233,10 @@ class Transaction:
             return
         recorder = self.recorder
         try:
+            if self.inside is not None and self._hand_over_renamed(self.inside):
+                return
             route = self.route or environ.get("paste_agent.route")
-            if route is None and "wsgiorg.routing_args" in environ:
+            if route is None and ("wsgiorg.routing_args" in environ or "swift.trans_id" in environ):
                 route = naming.route_of_routing_args(environ)
             protocol = environ.get("SERVER_PROTOCOL")
             try:
@@ -206,6 +245,7 @@ class Transaction:
                 series = recorder.intern_server(
                     (self.method, self.status, route, self.error_type, self.scheme, protocol)
                 )
+                self._note_status(series)
             self.series = series
             slot = self.slot
             if slot:
@@ -213,6 +253,31 @@ class Transaction:
         except Exception as fault:
             recorder.on_fault("hand over", fault)
             self._hand_over_without_route()
+
+    def _hand_over_renamed(self, inside: Inside) -> bool:
+        """Whether the application itself has said what this transaction counts as; then it is handed over as that."""
+        if inside.name is not None:
+            self.route = inside.name
+        if inside.task is None and not inside.ignored:
+            return False
+        recorder = self.recorder
+        series = IGNORED if inside.ignored else recorder.intern_task(inside.task, self.status, self.error_type)
+        self.series = series
+        if self.slot:
+            _pack_answer(recorder.buffer, self.slot + ANSWER_AT, max(series + 1, 0), perf_counter_ns())
+        return True
+
+    def _note_status(self, series: int) -> None:
+        """Note a status that is expected: nobody has raised anything for it. Such a series is met anew each time."""
+        code = naming.status_of(self.status)
+        if code is None or series >= FAILED or self.error_type is not None:
+            return
+        if self.recorder.error_rules.verdict_of_status(code) == error_rules.EXPECTED:
+            inside = self.inside = self.inside or Inside()
+            seen = SeenError(str(code), "", True)
+            inside.errors = inside.errors or []
+            if seen not in inside.errors:
+                inside.errors.append(seen)
 
     def _hand_over_without_route(self) -> None:
         """The application's own objects are in the way: count the request all the same."""
@@ -239,8 +304,12 @@ class Transaction:
     def fail(self, error: BaseException) -> None:
         """Note the exception that leaves the application. The caller raises it again."""
         self.series = -1
+        code: int | None = None
         try:
             code = status_of_exception(error)
+        except Exception as fault:  # the application's own method
+            self.recorder.on_fault("fail", fault)
+        try:
             sent = getattr(self, "sent", False)
             if not sent or self.status is None:
                 # Whatever start_response was told, the client gets what is made of the exception. (Not if the
@@ -249,38 +318,128 @@ class Transaction:
             if code is not None and code < 500 and not sent:
                 # Raised on purpose, for a layer above to turn into a response: no failure.
                 return
-            self.error_type = type_name(error)
-            if self.recorder.sampler.take_failed():
-                self.raised = raised_of(error)
+            self.note(error, escaped=True)
         except Exception as fault:
             self.recorder.on_fault("fail", fault)
 
-    def _keep(self, environ: Environ, number: int, series: int, duration_ns: int) -> int:
-        """Decide whether this transaction is kept as a trace; where it is, hand it to the reporter. KEPT_ bits."""
+    def note(self, error: BaseException, *, escaped: bool = False, expected: bool = False) -> None:
+        """Note an error, whether it leaves the application or has been handled. May raise what the error raises.
+
+        expected: it is none that anybody wants to be called for.
+        """
+        recorder = self.recorder
+        verdict = error_rules.EXPECTED if expected else recorder.error_rules.verdict(error)
+        if verdict != error_rules.COUNTS:
+            if escaped or self.error_type is None:
+                self.error_type = LENIENT  # whatever status is made of it
+            if verdict == error_rules.IGNORED:
+                return
+        elif escaped:
+            self.error_type = type_name(error)
+        if self.inside is None:
+            self.inside = Inside()
+        self.inside.note(error, verdict == error_rules.EXPECTED, recorder.sampler.take_failed)
+
+    def _leave_inside(self, series: int, end_ns: int) -> None:
+        """Leave the records of what this transaction spent its time on, and of its errors. Raises nothing."""
+        if series < 0:  # ignored
+            return
+        recorder, inside, layers = self.recorder, self.inside, self.layers
+        try:
+            if layers is not None:
+                recorder.record_part(series, LAYERS, end_ns, sum([own_ns for _, own_ns in layers]), len(layers))
+            if inside is not None and any(inside.counts):
+                times = inside.times
+                for part, spans in enumerate(inside.counts):
+                    if spans:
+                        recorder.record_part(series, part, end_ns, times[part], spans)
+            if series >= FAILED or (inside is not None and inside.errors is not None):
+                self._leave_errors(series, end_ns)
+        except Exception as fault:
+            recorder.on_fault("inside", fault)
+
+    def _leave_errors(self, series: int, end_ns: int) -> None:
+        recorder = self.recorder
+        kind, fields = recorder.fields_of(series)
+        route = fields[2] if kind == KIND_SERVER else None
+        errors = list((self.inside.errors if self.inside is not None else None) or ())
+        if series >= FAILED and not errors:
+            # Nobody raised anything: a status is all there is to tell.
+            errors.append(SeenError(self.error_type or str(naming.status_of(self.status) or "_OTHER"), "", False))
+        for error in errors:
+            place = (KIND_ERROR, (error.type, error.place or None, route, "true" if error.expected else None))
+            recorder.record_span(place, end_ns, 0)
+
+    def identify(self) -> Identity:
+        """Trace and span id, and all that is passed on to services that are called. Decides whether it is sampled."""
+        inside = self.inside
+        if inside is None:
+            inside = self.inside = Inside()
+        if inside.identity is None:
+            sampler = self.recorder.sampler
+            found = self._identity(self.environ or {})
+            if not found.parent_sampled and sampler.choose(self.number):
+                inside.why |= layout.KEPT_RANDOM
+                inside.remarkable = True
+            inside.identity = found._replace(sampled=found.parent_sampled or bool(inside.why & layout.KEPT_RANDOM))
+        return inside.identity
+
+    def _identity(self, environ: Environ) -> Identity:
         recorder = self.recorder
         header = environ.get("HTTP_TRACEPARENT")
-        parent = propagation.parse_traceparent(header) if header.__class__ is str else None
-        why = recorder.sampler.decide(
-            number,
-            duration_ns,
-            failed=series >= FAILED and self.error_type is None,
-            parent_sampled=parent is not None and parent.sampled,
+        parent = None
+        if header.__class__ is str:
+            parent = propagation.parse_traceparent(header)
+        # Those that a post-mortem would name, had the process died.
+        trace_id, span_id = (
+            layout.minted_ids(recorder.id, self.number) if self.slot else (recorder.new_id(16), recorder.new_id(8))
         )
-        raised: Raised | None = getattr(self, "raised", None)  # set by a failure that may be kept, else not at all
+        tracestate = environ.get("HTTP_TRACESTATE")
+        baggage = environ.get("HTTP_BAGGAGE") if "baggage" in recorder.propagators else None
+        return Identity(
+            trace_id=parent.trace_id if parent is not None else trace_id,
+            span_id=span_id,
+            parent_id=parent.span_id if parent is not None else bytes(8),
+            parent_sampled=parent is not None and parent.sampled,
+            sampled=parent is not None and parent.sampled,
+            tracestate=propagation.parse_tracestate(tracestate)
+            if parent is not None and tracestate.__class__ is str
+            else "",
+            baggage=propagation.parse_baggage(baggage) if baggage.__class__ is str else "",
+        )
+
+    def _keep(self, environ: Environ, number: int, series: int, duration_ns: int) -> int:
+        """Decide whether this transaction is kept as a trace; where it is, hand it to the reporter. KEPT_ bits.
+
+        number: of its record.
+        """
+        recorder, inside, sampler = self.recorder, self.inside, self.recorder.sampler
+        identity = inside.identity if inside is not None else None
+        if identity is None:
+            identity = self._identity(environ)
+        raised = inside.raised if inside is not None else None
+        noted = inside is not None and inside.errors is not None
+        # Others have been told that chance passed it over: it does not get a second one.
+        told = inside is not None and inside.identity is not None and not identity.parent_sampled
+        why = sampler.decide(
+            -1 if told else self.number,
+            duration_ns,
+            failed=series >= FAILED and not noted,
+            parent_sampled=identity.parent_sampled,
+            queries=inside is not None and inside.notable,
+            decided=inside.why if inside is not None else 0,
+        )
         if raised is not None:
             why |= layout.KEPT_FAILED
         if why == 0:
             return 0
-        trace_id, span_id = self._ids()
-        if parent:
-            trace_id = parent.trace_id
-        parent_id = parent.span_id if parent else bytes(8)
-        recorder.write_ids(number, trace_id, span_id, parent_id)
+        recorder.write_ids(number, identity.trace_id, identity.span_id, identity.parent_id)
+        slow = duration_ns > sampler.slow_ns
         recorder.kept.append(
             KeptTransaction(
-                trace_id=trace_id,
-                span_id=span_id,
-                parent_id=parent_id,
+                trace_id=identity.trace_id,
+                span_id=identity.span_id,
+                parent_id=identity.parent_id,
                 why=why,
                 series=series & ~FAILED,
                 failed=series >= FAILED,
@@ -290,25 +449,23 @@ class Transaction:
                 method=str(self.method)[:_MAX_HEADER],
                 path=str(self.path)[:_MAX_PATH],
                 query=str(environ.get("QUERY_STRING", ""))[:_MAX_PATH],
-                headers={key: environ[key][:_MAX_HEADER] for key in _HEADERS if environ.get(key).__class__ is str},
-                tracestate=str(environ.get("HTTP_TRACESTATE", ""))[:4096] if parent else "",
+                headers={
+                    key: environ[key][:_MAX_HEADER] for key in sampler.headers if environ.get(key).__class__ is str
+                },
+                tracestate=identity.tracestate,
                 error=raised,
-                stack=recorder.stack_of(self.slot) if self.slot and duration_ns > recorder.sampler.slow_ns else None,
+                stack=recorder.stack_of(self.slot) if self.slot and slow else None,
+                inside=inside,
+                layers=self.layers,
+                probability=sampler.probability(
+                    slow=slow,
+                    failed=series >= FAILED or noted,
+                    parent_sampled=identity.parent_sampled,
+                    queries=inside is not None and inside.notable,
+                ),
             )
         )
         return why
-
-    def _ids(self) -> tuple[bytes, bytes]:
-        """A trace id and a span id: those that a post-mortem would name, had the process died."""
-        if self.slot:
-            return layout.minted_ids(self.recorder.id, self.recorder.number_of(self.slot))
-        return self.recorder.new_id(16), self.recorder.new_id(8)
-
-
-#: Keys of the environ that become attributes of a kept span.
-_HEADERS = ("HTTP_HOST", "SERVER_NAME", "SERVER_PORT", "REMOTE_ADDR", "HTTP_USER_AGENT", "wsgi.url_scheme")
-#: Where the agent's own frames are from: an application's stack begins after them.
-OWN_FILES = frozenset(os.path.join(os.path.dirname(__file__), name) for name in ("filter.py", "response.py"))
 
 
 def queue_us_of(environ: Environ) -> int:
@@ -330,55 +487,3 @@ def queue_us_of(environ: Environ) -> int:
             waited_us = (time.time() - value / per_second) * 1e6
             return 1 + int(min(max(waited_us, 0.0), _MAX_QUEUE_US))
     return 0
-
-
-def type_name(error: BaseException) -> str:
-    """`module.Class`, without the module for a builtin: `error.type` of the conventions."""
-    kind = type(error)
-    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
-
-
-def status_of_exception(error: BaseException) -> int | None:
-    """The HTTP status that an exception stands for, as webob's, Paste's and Zope's do; None for any other."""
-    get_status = getattr(error, "getStatus", None)  # zExceptions
-    if callable(get_status):
-        code = get_status()
-    elif callable(error):  # a WSGI application itself; urllib's HTTPError has a code too, but it is another server's
-        code = getattr(error, "code", None)
-    else:
-        return None
-    return code if isinstance(code, int) and 100 <= code <= 599 else None
-
-
-def raised_of(error: BaseException, depth: int = 0) -> Raised:
-    """Take down an exception with its causes. Walks its frames, reads no file, keeps no reference."""
-    try:
-        message = str(error)[:_MAX_MESSAGE]
-    except Exception:  # the application's own __str__
-        message = "<unprintable>"
-    cause = error.__cause__
-    explicit = cause is not None
-    if cause is None and not error.__suppress_context__:
-        cause = error.__context__
-    return Raised(
-        type=type_name(error),
-        message=message,
-        frames=_frames_of(error.__traceback__),
-        cause=raised_of(cause, depth + 1) if cause is not None and depth < _MAX_CHAIN else None,
-        explicit_cause=explicit,
-    )
-
-
-def _frames_of(traceback: TracebackType | None) -> tuple[Frame, ...]:
-    frames: list[Frame] = []
-    steps = 0
-    while traceback is not None and steps < 10 * _MAX_FRAMES:
-        code = traceback.tb_frame.f_code
-        if code.co_filename not in OWN_FILES:
-            frames.append(Frame(code.co_filename, traceback.tb_lineno, code.co_name))
-        if len(frames) > _MAX_FRAMES:
-            # The innermost frames tell where it broke, the outermost how it came there.
-            del frames[_MAX_FRAMES // 2]
-        traceback = traceback.tb_next
-        steps += 1
-    return tuple(frames)

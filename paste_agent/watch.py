@@ -13,9 +13,10 @@ from types import FrameType
 
 from paste_agent import naming, native, stacks
 from paste_agent.log import say
+from paste_agent.raised import OWN_FILES
 from paste_agent.recorder import layout
 from paste_agent.recorder.writer import Recorder
-from paste_agent.transaction import OWN_FILES, Transaction
+from paste_agent.transaction import Transaction
 
 _NS = 1_000_000_000
 #: The route is looked for in what runs longer: most requests end before.

@@ -80,14 +80,17 @@ def _histogram_points(output: str) -> Iterator[tuple[dict[str, Any], str, dict[s
 
 
 @contextmanager
-def rotel() -> Iterator[Collector]:
-    """A collector on free ports of the loopback; stopped at the end."""
+def rotel(passes_to: str | None = None) -> Iterator[Collector]:
+    """A collector on free ports of the loopback; stopped at the end.
+
+    passes_to: where it sends traces to, over OTLP/HTTP; None: it keeps them to itself.
+    """
     with tempfile.TemporaryDirectory(prefix="rotel-") as directory:
         for attempt in (1, 2, 3):
             path = os.path.join(directory, f"output-{attempt}")
             with open(path, "wb") as output:
                 port = free_port()
-                process = _started(port, free_port(), directory, output)
+                process = _started(port, free_port(), directory, output, passes_to)
             try:
                 if _listens(process, port):
                     yield Collector(f"http://127.0.0.1:{port}", path)
@@ -102,16 +105,21 @@ def rotel() -> Iterator[Collector]:
         raise AssertionError(f"rotel does not start:\n{said}")
 
 
-def _started(http_port: int, grpc_port: int, directory: str, output: Any) -> subprocess.Popen[bytes]:
+def _started(
+    http_port: int, grpc_port: int, directory: str, output: Any, passes_to: str | None
+) -> subprocess.Popen[bytes]:
     environ = {name: value for name, value in os.environ.items() if not name.startswith(("ROTEL_", "OTEL_"))}
     # The binary is linked against the interpreter's library, which may lie where the linker does not look.
     environ["LD_LIBRARY_PATH"] = os.pathsep.join(
         path for path in (sysconfig.get_config_var("LIBDIR"), os.environ.get("LD_LIBRARY_PATH")) if path
     )
+    exporter = ["--exporter", "blackhole"]
+    if passes_to is not None:
+        exporter = ["--exporter", "otlp", "--otlp-exporter-endpoint", passes_to, "--otlp-exporter-protocol", "http"]
     debug = [word for signal in ("traces", "metrics", "logs") for word in ("--debug-log", signal)]
     return subprocess.Popen(
         [_BINARY, "start", "--otlp-grpc-endpoint", f"127.0.0.1:{grpc_port}",
-         "--otlp-http-endpoint", f"127.0.0.1:{http_port}", "--exporter", "blackhole",
+         "--otlp-http-endpoint", f"127.0.0.1:{http_port}", *exporter,
          *debug, "--debug-log-verbosity", "detailed"],
         stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, cwd=directory,
         env=environ,

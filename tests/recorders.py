@@ -10,6 +10,7 @@ with leading(tmp_path) as lead:
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import signal
@@ -24,7 +25,9 @@ from typing import Any
 
 from paste_agent import settings
 from paste_agent.aggregate import REQUEST_DURATION
+from paste_agent.error_rules import ErrorRules
 from paste_agent.filter import AgentFilter
+from paste_agent.inside import FinishedSpan
 from paste_agent.kept import TraceRow
 from paste_agent.lead import Lead
 from paste_agent.log import Warnings
@@ -34,10 +37,12 @@ from paste_agent.recorder.writer import Recorder
 from paste_agent.sampler import Sampler
 from paste_agent.settings import Settings
 from paste_agent.store.store import PostmortemRow, Store
+from paste_agent.transaction import current
 from tests.serving import environment
 
 MS = 1_000_000
 S = 1_000_000_000
+NO_RULES = ErrorRules()
 
 
 class KeepAll(Sampler):
@@ -50,7 +55,7 @@ class KeepAll(Sampler):
     def take_failed(self) -> bool:
         return True
 
-    def decide(self, number: int, duration_ns: int, *, failed: bool, parent_sampled: bool) -> int:
+    def decide(self, number: int, duration_ns: int, *, failed: bool, **rest: Any) -> int:
         return layout.KEPT_RANDOM | (layout.KEPT_FAILED if failed else 0)
 
 
@@ -62,6 +67,8 @@ def open_recorder(
     max_series: int = 2000,
     keep_all: bool = False,
     service: str = "shop",
+    sampler: Sampler | None = None,
+    error_rules: ErrorRules = NO_RULES,
 ) -> Recorder:
     """A recorder as `lifecycle.Agent` opens it. A fault of the agent fails the test that causes it."""
 
@@ -74,8 +81,10 @@ def open_recorder(
         records=records,
         slots=slots,
         max_series=max_series,
-        sampler=(KeepAll if keep_all else Sampler)(slow_ns=2 * S, parent=60, random=0, slow=60, failed=60, seed=1),
+        sampler=sampler
+        or (KeepAll if keep_all else Sampler)(slow_ns=2 * S, parent=60, random=0, slow=60, failed=60, seed=1),
         on_fault=on_fault,
+        error_rules=error_rules,
     )
 
 
@@ -134,6 +143,23 @@ def serve(
     for _ in body:
         pass
     body.close()
+
+
+def spans_within(recorder: Recorder, run: Callable[[], object], **environ: Any) -> list[FinishedSpan]:
+    """The spans that `run` leaves in a request that it is called in, in the order in which they ended."""
+    found: list[FinishedSpan] = []
+
+    def meanwhile() -> None:
+        try:
+            run()
+        finally:
+            within = current.get()
+            assert within is not None
+            inside = within.transaction.inside
+            found.extend(map(FinishedSpan._make, inside.finished if inside is not None else ()))
+
+    serve(recorder, meanwhile=meanwhile, **environ)
+    return found
 
 
 def leave(
@@ -267,6 +293,16 @@ def requests_of(store: Store) -> dict[tuple[Any, Any, Any], int]:
         if found.metric == REQUEST_DURATION:
             of = found.attributes
             key = (of.get("http.request.method"), of.get("http.route"), of.get("http.response.status_code"))
+            counts[key] = counts.get(key, 0) + found.total.count
+    return counts
+
+
+def counts_of(store: Store, metric: str) -> dict[str, int]:
+    """Totals of one metric, by its attributes as JSON."""
+    counts: dict[str, int] = {}
+    for found in store.totals():
+        if found.metric == metric:
+            key = json.dumps(found.attributes, sort_keys=True)
             counts[key] = counts.get(key, 0) + found.total.count
     return counts
 

@@ -35,6 +35,7 @@ from paste_agent.exporters.otlp_encode import Message
 from paste_agent.kept import TraceRow
 from paste_agent.metrics import EXPORT_FAILED, REASON, SIGNAL, Reading
 from paste_agent.settings import SIGNALS, Settings, Target
+from paste_agent.store.log_rows import StoredLog, logs_to_send, settle_logs
 from paste_agent.store.store import REFUSED, SENT, Store
 
 MAX_RESPONSE_BYTES = 4 << 20
@@ -51,6 +52,9 @@ _READ_SIZE = 65_536
 
 #: Transactions of one request: encoding so many takes about 3 ms, after which others get the interpreter.
 _BATCH_ROWS = 50
+#: Encoding so many takes about 5 ms.
+_BATCH_SPANS = 250
+_BATCH_LOGS = 200
 #: Stacks of one request: some collectors take no more than 2 MB.
 _BATCH_BYTES = 1 << 20
 _ROW_BYTES = 1024
@@ -473,13 +477,30 @@ class OtlpExporter:
         self._spans.clear()
         return True
 
+    def export_logs(self, store: Store, deadline: float) -> bool:
+        """Send the log records that wait. deadline: of the clock, s.
+
+        Returns whether nothing waits any more. Raises sqlite3.Error.
+        """
+        if "logs" not in self._senders:
+            return True
+        while rows := _fitting(logs_to_send(store, _BATCH_LOGS)):
+            message = otlp_encode.encode_forwarded(self._resource, [one.row for one in rows])
+            kind = "later" if self._clock() >= deadline else self._deliver("logs", store, message, deadline)
+            if kind == "later":
+                return False
+            settle_logs(store, rows, SENT if kind == "sent" else REFUSED)
+            self._sleep(_BREATH_S)
+        return True
+
     def _waiting(self, store: Store, bare_after_s: float) -> list[TraceRow]:
         """A batch that makes no request too big; empty when nothing waits."""
         rows = store.traces_to_send(_BATCH_ROWS, self._wall_ns() / 1e9 - bare_after_s)
-        room = _BATCH_BYTES
+        room, spans = _BATCH_BYTES, _BATCH_SPANS
         for number, row in enumerate(rows):
             room -= _ROW_BYTES + len(str(row.detail or ""))
-            if room < 0 and number:
+            spans -= 1 + len(otlp_encode.spans_of(row))
+            if min(room, spans) < 0 and number:
                 return rows[:number]
         return rows
 
@@ -518,6 +539,16 @@ class OtlpExporter:
         if outcome.reason:
             self._warn(f"export {signal} {outcome.reason}", _complaint(sender, outcome, lost))
         return outcome.kind
+
+
+def _fitting(rows: list[StoredLog]) -> list[StoredLog]:
+    """As many as make no request too big, one at the least."""
+    room = _BATCH_BYTES
+    for number, one in enumerate(rows):
+        room -= _ROW_BYTES + len(one.row.body) + len(str(one.row.attributes))
+        if room < 0 and number:
+            return rows[:number]
+    return rows
 
 
 def _id(row: TraceRow) -> tuple[bytes, bytes]:

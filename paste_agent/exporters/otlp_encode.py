@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -23,7 +24,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceResponse,
 )
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue, InstrumentationScope, KeyValue
-from opentelemetry.proto.logs.v1.logs_pb2 import SEVERITY_NUMBER_ERROR, LogRecord
+from opentelemetry.proto.logs.v1.logs_pb2 import SEVERITY_NUMBER_ERROR, LogRecord, SeverityNumber
 from opentelemetry.proto.metrics.v1 import metrics_pb2
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from opentelemetry.proto.trace.v1.trace_pb2 import (
@@ -34,9 +35,11 @@ from opentelemetry.proto.trace.v1.trace_pb2 import (
 )
 
 import paste_agent
-from paste_agent.aggregate import BOUNDS, EXPORT_BOUNDS_S, REQUEST_DURATION, Total
+from paste_agent.aggregate import BOUNDS, REQUEST_DURATION, Total, export_bounds
+from paste_agent.inside import MAX_SPANS
 from paste_agent.kept import TraceRow
-from paste_agent.metrics import APDEX, APDEX_ZONE, Metric, Reading, lookup
+from paste_agent.log_files import LogRow
+from paste_agent.metrics import APDEX, APDEX_ZONE, Metric, Reading, counted, lookup
 from paste_agent.recorder.layout import WHY_KEPT
 from paste_agent.store.store import Counters, SeriesTotal
 
@@ -49,10 +52,20 @@ EXCEPTION_EVENT = "http.server.request.exception"
 POSTMORTEM_EVENT = "paste_agent.worker.lost"
 
 _SAMPLED = 0x01
+#: Of the transaction that is a background task.
+TASK_NAME = "paste_agent.task.name"
+_HEX_ID = re.compile(r"[0-9a-f]{16}", re.ASCII)
+_KINDS = {
+    "database": Span.SPAN_KIND_CLIENT,
+    "cache": Span.SPAN_KIND_CLIENT,
+    "call": Span.SPAN_KIND_CLIENT,
+    "message": Span.SPAN_KIND_PRODUCER,
+}
 _MAX_TRACESTATE = 512
 _CUMULATIVE = metrics_pb2.AGGREGATION_TEMPORALITY_CUMULATIVE
 _INT64_MIN, _INT64_MAX = -(1 << 63), (1 << 63) - 1
 _UINT64_MAX = (1 << 64) - 1
+_MAX_SEVERITY = 24
 
 
 class Message(NamedTuple):
@@ -128,7 +141,7 @@ class _Points:
         self._request = ExportMetricsServiceRequest()
         outer = self._request.resource_metrics.add(resource=self._resource, schema_url=SCHEMA_URL)
         self._inner = outer.scope_metrics.add(scope=_scope(), schema_url=SCHEMA_URL)
-        self._metrics: dict[str, metrics_pb2.Metric] = {}
+        self._metrics: dict[tuple[str, str], metrics_pb2.Metric] = {}
         self.items = 0
 
     def take(self) -> Message:
@@ -138,7 +151,7 @@ class _Points:
         return message
 
     def _metric(self, row: Metric) -> metrics_pb2.Metric:
-        metric = self._metrics.get(row.name)
+        metric = self._metrics.get((row.name, row.instrument))
         if metric is None:
             metric = self._inner.metrics.add(name=row.name, unit=row.unit, description=row.description)
             if row.instrument == "histogram":
@@ -146,11 +159,12 @@ class _Points:
             elif row.instrument != "gauge":
                 metric.sum.aggregation_temporality = _CUMULATIVE
                 metric.sum.is_monotonic = row.instrument == "counter"
-            self._metrics[row.name] = metric
+            self._metrics[row.name, row.instrument] = metric
         return metric
 
     def histogram(self, row: Metric, attributes: Mapping[str, object], total: Total) -> None:
-        counts = total.export_counts()
+        bounds_s = export_bounds(row.name)
+        counts = total.export_counts(bounds_s)
         self._metric(row).histogram.data_points.add(
             attributes=_key_values(attributes),
             start_time_unix_nano=self._started_at_ns,
@@ -160,7 +174,7 @@ class _Points:
             sum=total.sum_ns / row.divisor,
             max=total.max_ns / row.divisor,
             bucket_counts=counts,
-            explicit_bounds=EXPORT_BOUNDS_S,
+            explicit_bounds=bounds_s,
         )
         self.items += 1
 
@@ -212,7 +226,14 @@ def _points_of(
     zones: dict[str, int] = {}
     for series in totals:
         row = lookup(series.metric)
-        if row is None or row.instrument != "histogram" or not _sane(series.total):
+        if row is None or not _sane(series.total):
+            continue
+        if row.instrument == "counter":
+            value = counted(series.metric, series.total.count, series.total.sum_ns)
+            if _fits(row, value):
+                yield row, series.attributes, value
+            continue
+        if row.instrument != "histogram":
             continue
         yield row, series.attributes, series.total
         if series.metric == REQUEST_DURATION:
@@ -220,12 +241,12 @@ def _points_of(
                 zones[zone] = zones.get(zone, 0) + getattr(series.total, zone)
     apdex = lookup(APDEX)
     assert apdex is not None
-    for zone, count in zones.items():
-        yield apdex, {APDEX_ZONE: zone}, count
-    for (name, attributes), counted in counters.items():
+    for zone, rated in zones.items():
+        yield apdex, {APDEX_ZONE: zone}, rated
+    for (name, attributes), count in counters.items():
         row = lookup(name)
-        if row is not None and _fits(row, counted):
-            yield row, _parsed(attributes), counted if row.divisor == 1 else counted / row.divisor
+        if row is not None and _fits(row, count):
+            yield row, _parsed(attributes), count if row.divisor == 1 else count / row.divisor
     for reading in readings:
         row = lookup(reading.metric)
         if row is not None and _fits(row, reading.value):
@@ -277,11 +298,11 @@ def _interval_ns(row: TraceRow) -> tuple[int, int]:
 
 
 def encode_traces(resource: Mapping[str, object], rows: Iterable[TraceRow]) -> Message | None:
-    """A request with the span of each row; None when no row has valid ids."""
+    """A request with the span of each row and those inside of it; None when no row has valid ids."""
     request = ExportTraceServiceRequest()
     outer = request.resource_spans.add(resource=_resource(resource), schema_url=SCHEMA_URL)
     inner = outer.scope_spans.add(scope=_scope(), schema_url=SCHEMA_URL)
-    inner.spans.extend(_span(row) for row in rows if _identified(row))
+    inner.spans.extend(span for row in rows if _identified(row) for span in (_span(row), *_spans_within(row)))
     return Message(request.SerializeToString(), len(inner.spans)) if inner.spans else None
 
 
@@ -299,7 +320,7 @@ def _span(row: TraceRow) -> Span:
         span_id=row.span_id,
         flags=_SAMPLED,
         name=_span_name(attributes),
-        kind=Span.SPAN_KIND_SERVER,
+        kind=Span.SPAN_KIND_INTERNAL if TASK_NAME in attributes else Span.SPAN_KIND_SERVER,
         start_time_unix_nano=start_ns,
         end_time_unix_nano=end_ns,
         attributes=_key_values(attributes),
@@ -319,7 +340,52 @@ def _span(row: TraceRow) -> Span:
     return span
 
 
+def spans_of(row: TraceRow) -> Sequence[object]:
+    """The spans inside of a transaction, as the store has them: whatever they are."""
+    spans = _detail(row, "spans")
+    return spans[:MAX_SPANS] if isinstance(spans, list) else []
+
+
+def _spans_within(row: TraceRow) -> Iterator[Span]:
+    """The spans that went on inside of a transaction; those that are none are passed over."""
+    began_ns, _ = _interval_ns(row)
+    for found in spans_of(row):
+        if not isinstance(found, Mapping):
+            continue
+        span_id, parent_id = _hex_id(found.get("id")), _hex_id(found.get("parent")) or row.span_id
+        if span_id is None:
+            continue
+        start = found.get("start")
+        start_ns = _within(began_ns + (start if isinstance(start, int) else 0), 0, _UINT64_MAX)
+        name, error = found.get("name"), found.get("error")
+        span = Span(
+            trace_id=row.trace_id,
+            span_id=span_id,
+            parent_span_id=parent_id,
+            flags=_SAMPLED | SPAN_FLAGS_CONTEXT_HAS_IS_REMOTE_MASK,
+            name=_text(name) if isinstance(name, str) and name else "span",
+            kind=_KINDS.get(str(found.get("category")), Span.SPAN_KIND_INTERNAL),
+            start_time_unix_nano=start_ns,
+            end_time_unix_nano=_within(start_ns + _within(found.get("duration"), 0, _INT64_MAX), start_ns, _UINT64_MAX),
+            attributes=_key_values(found.get("attributes")),
+        )
+        if isinstance(error, str) and error:
+            span.status.code = Status.STATUS_CODE_ERROR
+            if not any(one.key == "error.type" for one in span.attributes):
+                span.attributes.append(KeyValue(key="error.type", value=AnyValue(string_value=_text(error))))
+        yield span
+
+
+def _hex_id(text: object) -> bytes | None:
+    if not isinstance(text, str) or not _HEX_ID.fullmatch(text) or not text.strip("0"):
+        return None
+    return bytes.fromhex(text)
+
+
 def _span_name(attributes: Mapping[str, object]) -> str:
+    task = attributes.get(TASK_NAME)
+    if isinstance(task, str) and task:
+        return _text(task)
     method, route = attributes.get("http.request.method"), attributes.get("http.route")
     name = _text(method) if isinstance(method, str) and method not in ("", "_OTHER") else "HTTP"
     return f"{name} {_text(route)}" if isinstance(route, str) and route else name
@@ -378,6 +444,35 @@ def _error(row: TraceRow, event: str, attributes: Mapping[str, object]) -> LogRe
         span_id=row.span_id,
         flags=_SAMPLED,
     )
+
+
+def encode_forwarded(resource: Mapping[str, object], rows: Iterable[LogRow]) -> Message:
+    """A request with log records of the application, below a scope for each logger."""
+    request = ExportLogsServiceRequest()
+    outer = request.resource_logs.add(resource=_resource(resource), schema_url=SCHEMA_URL)
+    by_logger: dict[str, list[LogRecord]] = {}
+    for row in rows:
+        by_logger.setdefault(row.logger, []).append(_forwarded(row))
+    for logger, records in by_logger.items():
+        outer.scope_logs.add(scope=InstrumentationScope(name=_text(logger)), log_records=records)
+    return Message(request.SerializeToString(), sum(map(len, by_logger.values())))
+
+
+def _forwarded(row: LogRow) -> LogRecord:
+    at_ns = _within(row.at_ns, 0, _UINT64_MAX)
+    record = LogRecord(
+        time_unix_nano=at_ns,
+        observed_time_unix_nano=at_ns,
+        severity_number=SeverityNumber.ValueType(_within(row.severity, 0, _MAX_SEVERITY)),
+        severity_text=_text(row.severity_text),
+        body=_any_value(row.body),
+        attributes=_key_values(row.attributes),
+    )
+    if row.trace_id is not None and _is_id(row.trace_id, 16):
+        record.trace_id = row.trace_id
+        if row.span_id is not None and _is_id(row.span_id, 8):
+            record.span_id = row.span_id
+    return record
 
 
 # -- what a collector answers --------------------------------------------------------------------------------------

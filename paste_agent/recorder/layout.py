@@ -56,9 +56,10 @@ record:
     24    8s   parent id  } otherwise
     32    H    series; the highest bit says that it failed
     34    H    why it is kept, see the KEPT_ constants; 0: not kept
-    36    I    time in the queue before the server took it, µs + 1; 0: unknown
+    36    I    of a request: time in the queue before the server took it, µs + 1; 0: unknown. Of a part of one: how many
+               spans it sums up
     40    Q    start, ns of the monotonic clock
-    48    Q    duration, ns
+    48    Q    duration, ns; of what is counted and takes no time: how many
     56    Q    its own number + 1, written last
 """
 
@@ -67,10 +68,11 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from random import Random
 
 MAGIC = b"pasteagt"
-VERSION = 2
+VERSION = 3
 SUFFIX = ".recorder"
 
 HEADER = struct.Struct("<8sIIQQQQQQ16s")
@@ -95,7 +97,9 @@ SERIES_HEAD = struct.Struct("<IHH")
 SERIES_ROOM = SERIES_SIZE - SERIES_HEAD.size
 _LENGTH = struct.Struct("<H")
 _NO_VALUE = 0xFFFF
-_STATUS = re.compile(r"[1-5][0-9]{2}")
+_NUMBER = re.compile(r"[1-9][0-9]{0,4}", re.ASCII)
+#: Attributes that are numbers on the wire.
+_NUMBERS = frozenset(("http.response.status_code", "server.port"))
 
 RECORD_SIZE = 64
 RECORD_IDS = struct.Struct("<16s8s8s")
@@ -105,7 +109,7 @@ RECORD_BODY = struct.Struct("<HHIQQQ")
 RECORDS = struct.Struct("<32xHHIQQQ")
 
 FAILED = 0x8000  #: bit of a record's series
-MAX_SERIES = 4096
+MAX_SERIES = 8192
 MAX_SLOTS = 4096
 MAX_RECORDS = 1 << 20
 SLOTS = 512
@@ -114,6 +118,14 @@ KIND_SERVER = 1  #: a web request
 KIND_BACKGROUND = 2  #: a background task
 KIND_BOOT = 3  #: a worker, from its fork until it was ready to serve
 KIND_LOST = 4  #: a worker that nobody but the arbiter knew of; its duration says nothing
+KIND_DATABASE = 5  #: a call of a database, or of a cache
+KIND_CALL = 6  #: a call of another service
+KIND_LAYER = 7  #: what one layer of the pipeline took by itself
+KIND_LOAD = 8  #: what a layer took to load
+KIND_PART = 9  #: all that one request spent on one kind of thing
+KIND_ERROR = 10  #: an error that was seen; its duration says nothing
+KIND_TIMING = 11  #: a duration that the application measures itself
+KIND_COUNT = 12  #: something that the application counts itself
 #: What the fields of each kind's series are, under the names that go on the wire.
 FIELDS = {
     KIND_SERVER: (
@@ -127,19 +139,41 @@ FIELDS = {
     KIND_BACKGROUND: ("paste_agent.task.name", "error.type"),
     KIND_BOOT: (),
     KIND_LOST: ("reason",),
+    KIND_DATABASE: (
+        "db.system.name",
+        "db.namespace",
+        "db.operation.name",
+        "db.collection.name",
+        "db.query.summary",
+        "error.type",
+    ),
+    KIND_CALL: (
+        "http.request.method",
+        "server.address",
+        "server.port",
+        "http.response.status_code",
+        "error.type",
+    ),
+    KIND_LAYER: ("paste.layer",),
+    KIND_LOAD: ("paste.layer",),
+    KIND_PART: ("http.request.method", "http.route", "paste_agent.part"),
+    KIND_ERROR: ("error.type", "paste_agent.error.place", "http.route", "paste_agent.error.expected"),
+    KIND_TIMING: ("paste_agent.custom.name",),
+    KIND_COUNT: ("paste_agent.custom.name",),
 }
 SERVER_FIELDS = FIELDS[KIND_SERVER]
 #: Added to a kind: the one series that holds what came after the bound; it has no fields.
 KIND_OVERFLOW = 0x8000
 OVERFLOW_ATTRIBUTE = "otel.metric.overflow"  #: true on that series, its only attribute
 
-KEPT_PARENT, KEPT_RANDOM, KEPT_SLOW, KEPT_FAILED, KEPT_LOST = 1, 2, 4, 8, 16
+KEPT_PARENT, KEPT_RANDOM, KEPT_SLOW, KEPT_FAILED, KEPT_LOST, KEPT_QUERIES = 1, 2, 4, 8, 16, 32
 WHY_KEPT = {
     KEPT_PARENT: "parent",
     KEPT_RANDOM: "random",
     KEPT_SLOW: "slow",
     KEPT_FAILED: "failed",
     KEPT_LOST: "lost",  # with its worker: no record has this, a post-mortem does
+    KEPT_QUERIES: "queries",  # a slow one, or one that repeats
 }
 
 # Words of the header, by index.
@@ -168,7 +202,8 @@ W_EXIT = 23  #: wait status + 1
 W_EXIT_AT = 24  #: ns of the monotonic clock
 W_KILLED_WITH = 25  #: the last signal of SIGABRT and SIGKILL that the arbiter has sent
 W_TIMED_OUT = 26  #: 1: because the worker had not said for `timeout` seconds that it is alive
-WORDS_KEPT = 27  #: so many are kept in the store
+W_SPANS_DROPPED = 27  #: records of spans that gave way to those of requests
+WORDS_KEPT = 28  #: so many are kept in the store
 
 
 class Geometry:
@@ -230,8 +265,19 @@ def minted_ids(recorder: str, number: int) -> tuple[bytes, bytes]:
     Made of its recorder's id, which has 64 random bits, and its number: the process itself, and whoever finds the
     recorder after its death, come to the same, and so does the next one when the first is killed over it.
     """
-    bits = Random(f"{recorder}/{number}").getrandbits(192) | 1 << 64 | 1
+    # A multiple of an odd number, which none of 2 to the 192nd transactions has in common with another.
+    bits = (_bits_of(recorder) + number * _ODD) & _ALL_BITS | 1 << 64 | 1
     return (bits >> 64).to_bytes(16, "big"), (bits & (1 << 64) - 1).to_bytes(8, "big")
+
+
+_ALL_BITS = (1 << 192) - 1
+#: About 2 to the 192nd by the golden ratio: neighbours have nothing in common that meets the eye.
+_ODD = 0x9E3779B97F4A7C15F39CC0605CEDC8341082276BF3A27251
+
+
+@lru_cache(maxsize=256)
+def _bits_of(recorder: str) -> int:
+    return Random(recorder).getrandbits(192)
 
 
 def boot_id() -> bytes:
@@ -248,6 +294,5 @@ def attributes_of(names: Sequence[str], fields: Iterable[str | None]) -> dict[st
     attributes: dict[str, str | int] = {}
     for name, value in zip(names, fields, strict=False):
         if value is not None:
-            is_code = name == "http.response.status_code" and _STATUS.fullmatch(value)
-            attributes[name] = int(value) if is_code else value
+            attributes[name] = int(value) if name in _NUMBERS and _NUMBER.fullmatch(value) else value
     return attributes

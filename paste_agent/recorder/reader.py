@@ -16,6 +16,8 @@ from paste_agent.recorder.layout import RECORD_SIZE, SLOT_SIZE
 
 #: Look-ahead behind a record that was never written: as many threads may have taken later numbers.
 _WINDOW = 512
+#: How many records others may have left, of spans mostly, while a thread was kept from leaving its slot.
+_LATELY = 16_384
 #: No file of this layout is larger, whatever its header says.
 _MAX_SIZE = layout.Geometry(layout.MAX_RECORDS, layout.MAX_SLOTS, layout.MAX_SERIES).size
 
@@ -216,20 +218,26 @@ class Reader:
             return request
         return request._replace(stack=_text(data[layout.STACK_HEAD.size :]), stack_ns=taken_ns)
 
-    def finished_among(self, starts_ns: set[int], position: int, most: int = _WINDOW) -> dict[int, bool]:
+    def finished_among(self, starts_ns: set[int], position: int, most: int = _LATELY) -> dict[int, bool]:
         """Those of `starts_ns` at which a transaction began that has left a record, one of the last before `position`;
         and whether it failed. most: records to look at.
 
-        A process may be killed between writing a record and leaving the slot: what is in both has ended.
+        A process may be killed between writing a record and leaving the slot: what is in both has ended. Records of
+        what went on inside of a transaction say nothing of it.
         """
         found: dict[int, bool] = {}
         first = max(0, position - min(most, self.geometry.records))
         while first < position and (data := self.chunk(first, position - first)):
             for series, _, _, start_ns, _, sequence in layout.RECORDS.iter_unpack(data):
                 first += 1
-                if sequence == first and start_ns in starts_ns:
+                if sequence == first and start_ns in starts_ns and not self._is_of_a_part(series):
                     found[start_ns] = bool(series & layout.FAILED)
         return found
+
+    def _is_of_a_part(self, series: int) -> bool:
+        entry = self.series(series & ~layout.FAILED)
+        kind = layout.KIND_SERVER if entry is None else entry[0] & ~layout.KIND_OVERFLOW
+        return kind not in (layout.KIND_SERVER, layout.KIND_BACKGROUND)
 
     def set_tail(self, position: int) -> None:
         """Tell the process that the records below `position` may be overwritten."""

@@ -14,9 +14,12 @@ from random import Random
 from typing import TYPE_CHECKING
 
 from paste_agent import naming
+from paste_agent.error_rules import COUNTS, EXPECTED, ErrorRules
+from paste_agent.inside import PARTS
 from paste_agent.recorder import layout, lock
 from paste_agent.recorder.layout import (
     FAILED,
+    KIND_BACKGROUND,
     KIND_OVERFLOW,
     KIND_SERVER,
     RECORD_BODY,
@@ -25,6 +28,9 @@ from paste_agent.recorder.layout import (
     SLOT_SIZE,
     STACK_SIZE,
 )
+
+_pack_record = RECORD_BODY.pack_into
+_pack_span = layout.SPAN.pack_into
 
 if TYPE_CHECKING:
     from paste_agent.sampler import Sampler
@@ -37,13 +43,18 @@ MAX_KEPT = 2048
 #: Slots, and entries for series, that have memory behind them from the start, and are added when they run short.
 _STEP_SLOTS = 64
 _STEP_SERIES = 512
-#: Entries that are left for the series that hold the rest.
-_RESERVE = 8
+#: Entries that are left for the series that hold the rest, one a kind, and for threads that enter some at once.
+_RESERVE = 64
 #: Spellings of one series (`200 OK`, `200 Fine`) that are remembered beside it.
 _SPELLINGS = 4
+_NO_RULES = ErrorRules()
+#: An error type that says that there was an error, and that it does not count.
+LENIENT = ""
 
 #: What `intern_server` takes: method, status line, route, error type, scheme, protocol, all as they came.
 ServerKey = tuple[str, str | None, object, str | None, str, str | None]
+#: A kind, and fields as layout.FIELDS has them for it.
+SpanKey = tuple[int, tuple[str | None, ...]]
 
 
 class Recorder:
@@ -63,26 +74,32 @@ class Recorder:
         "_lock_fd",
         "_max_series",
         "_next_dropped",
+        "_next_spans_dropped",
         "_next_unslotted",
+        "_part_series",
         "_series_ready",
         "_slots_ready",
         "buffer",
+        "error_rules",
         "geometry",
         "id",
         "ident",
         "kept",
         "last",
+        "latest",
         "limit",
         "longs",
         "next",
         "on_fault",
         "path",
         "pop_slot",
+        "propagators",
         "push_slot",
         "records",
         "ring_at",
         "sampler",
         "series",
+        "span_series",
         "started",
     )
 
@@ -95,6 +112,8 @@ class Recorder:
         max_series: int,
         sampler: Sampler,
         on_fault: Callable[[str, BaseException], None],
+        error_rules: ErrorRules = _NO_RULES,
+        propagators: Sequence[str] = ("tracecontext", "baggage"),
         slots: int = layout.SLOTS,
         ident: Callable[[], int] = get_ident,
     ) -> None:
@@ -111,6 +130,8 @@ class Recorder:
         self.id = f"{os.getpid()}-{os.urandom(8).hex()}"
         self.sampler = sampler
         self.on_fault = on_fault
+        self.error_rules = error_rules
+        self.propagators = propagators
         self.ident = ident
         self._max_series = max_series
         self.path: str | None = None
@@ -128,6 +149,7 @@ class Recorder:
         self.next = count().__next__
         self.started = count(1).__next__
         self.last = -1
+        self.latest = 0  #: number of a transaction that has ended lately
         self.limit = records - SLACK
         self._slots_ready = 0
         self._series_ready = min(_STEP_SERIES, self.geometry.series)
@@ -135,13 +157,20 @@ class Recorder:
         self._add_slots()
         self.pop_slot = self._free.pop
         self.push_slot = self._free.append
+        self._make_tables()
+
+    def _make_tables(self) -> None:
+        """What is kept beside the file: names of what is in it, and counters."""
         self.kept: deque[KeptTransaction] = deque(maxlen=MAX_KEPT)
         self.series: dict[ServerKey, int] = {}
+        self.span_series: dict[SpanKey, int] = {}
+        self._part_series: dict[int, int] = {}
         self._by_fields: dict[tuple[int, tuple[str | None, ...]], int] = {}
         self._by_number: dict[int, tuple[int, tuple[str | None, ...]]] = {}
         self._kinds: dict[int, int] = {}
         self._entries = count().__next__
         self._next_dropped = count(1).__next__
+        self._next_spans_dropped = count(1).__next__
         self._next_unslotted = count(1).__next__
         # A generator of this process's own: a fork reseeds the module's, but not one like this.
         self._ids = Random(os.urandom(32))
@@ -185,9 +214,8 @@ class Recorder:
         """
         method, status, route, error_type, scheme, protocol = key
         code = naming.status_of(status)
-        failed = error_type is not None or (code is not None and code >= 500)
-        if failed and error_type is None:
-            error_type = str(code)
+        error_type, verdict = self._error_of(code, error_type)
+        failed = error_type is not None
         fields = (
             naming.method_of(method),
             naming.scheme_of(scheme),
@@ -199,12 +227,24 @@ class Recorder:
         number = self._intern(KIND_SERVER, fields)
         if failed:
             number |= FAILED
-        if len(self.series) < _SPELLINGS * self._max_series:
+        if verdict != EXPECTED and len(self.series) < _SPELLINGS * self._max_series:
             try:
                 self.series[key] = number
             except TypeError:  # the application set a route that cannot be hashed
                 pass
         return number
+
+    def intern_task(self, name: str | None, status: str | None, error_type: str | None) -> int:
+        """The series of a request that counts as a background task, its FAILED bit set where it failed."""
+        error_type, _ = self._error_of(naming.status_of(status), error_type)
+        return self._intern(KIND_BACKGROUND, (name, error_type)) | (0 if error_type is None else FAILED)
+
+    def _error_of(self, code: int | None, error_type: str | None) -> tuple[str | None, int]:
+        """`error.type` of a response, None where it is no failure, and what the rules say of its status."""
+        if error_type is None and code is not None and code >= 500:
+            error_type = str(code)
+        verdict = COUNTS if code is None or not error_type else self.error_rules.verdict_of_status(code)
+        return (error_type or None if verdict == COUNTS else None), verdict
 
     def record(self, kind: int, fields: tuple[str | None, ...], start_ns: int, duration_ns: int, failed: bool) -> None:
         """Leave the record of something that is no request, and that is rare: it finds its series anew each time.
@@ -212,11 +252,71 @@ class Recorder:
         kind: one of KIND_. fields: as layout.FIELDS has them for it. start_ns, duration_ns: of the monotonic clock.
         """
         series = self._intern(kind, fields) | (FAILED if failed else 0)
+        number = self.take_number()
+        if number is not None:
+            self.write_record(number, series, 0, 0, start_ns, duration_ns)
+
+    def take_number(self) -> int | None:
+        """The number of the next record, which has to be written then; None, and counted, where there is no room."""
         if self.last >= self.limit and not self.has_room():
+            return None
+        self.last = number = self.next()
+        return number
+
+    def write_record(self, number: int, series: int, why: int, units: int, start_ns: int, duration_ns: int) -> None:
+        """Write the record that has been taken with this number."""
+        at = self.ring_at + RECORD_BODY_AT + number % self.records * RECORD_SIZE
+        _pack_record(self.buffer, at, series, why, units, start_ns, duration_ns, number + 1)
+
+    def record_span(self, key: SpanKey, start_ns: int, duration_ns: int, failed: bool = False, units: int = 0) -> None:
+        """Leave the record of a part of a transaction: its series is looked up once, and it gives way to transactions.
+
+        key: kind and fields, of which few differ. units: see `layout`, bytes 36 to 39 of a record.
+        """
+        series = self.span_series.get(key)
+        if series is None:
+            series = self._intern(*key)
+            if len(self.span_series) < _SPELLINGS * self._max_series:
+                self.span_series[key] = series
+        self._leave(series | FAILED if failed else series, start_ns, duration_ns, units)
+
+    def record_part(self, series: int, part: int, end_ns: int, time_ns: int, spans: int) -> None:
+        """Leave the record of what a transaction has spent on one kind of thing.
+
+        series: of the transaction. part: index into inside.PARTS. end_ns: of the transaction: the drain waits for a
+        record that ends later than now. spans: how many it sums up.
+        """
+        place = (series & ~FAILED) << 4 | part
+        number = self._part_series.get(place)
+        if number is None:
+            kind, fields = self.fields_of(series)
+            method, route = (fields[0], fields[2]) if kind == KIND_SERVER else (None, None)
+            number = self._part_series[place] = self._intern(layout.KIND_PART, (method, route, PARTS[part]))
+        time_ns = min(time_ns, end_ns)
+        self._leave(number, end_ns - time_ns, time_ns, spans)
+
+    def _leave(self, series: int, start_ns: int, duration_ns: int, units: int) -> None:
+        # Half of the ring is for transactions alone.
+        if self.last >= self.limit - (self.records >> 1) and not self._has_room_for_spans():
             return
         number = self.last = self.next()
-        at = self.ring_at + RECORD_BODY_AT + number % self.records * RECORD_SIZE
-        RECORD_BODY.pack_into(self.buffer, at, series, 0, 0, start_ns, duration_ns, number + 1)
+        _pack_record(
+            self.buffer,
+            self.ring_at + RECORD_BODY_AT + number % self.records * RECORD_SIZE,
+            series,
+            0,
+            units,
+            start_ns,
+            duration_ns,
+            number + 1,
+        )
+
+    def _has_room_for_spans(self) -> bool:
+        self.limit = self.word(layout.W_TAIL) + self.records - SLACK
+        if self.last < self.limit - (self.records >> 1):
+            return True
+        self.set_word(layout.W_SPANS_DROPPED, self._next_spans_dropped())
+        return False
 
     def enter_slot(self, start_ns: int, scheme: int, method: bytes, path: bytes) -> int:
         """Mark something other than a request as in flight; its slot, or 0 when none is free."""
@@ -236,30 +336,37 @@ class Recorder:
             self.longs[slot >> 3] = 0
             self.push_slot(slot)
 
-    def enter_span(self, slot: int, text: bytes) -> bytes:
-        """Say in which span the transaction of `slot` is; returns what `leave_span` takes, the span around it."""
-        at = slot + layout.SPAN_AT
-        around = self.buffer[at : at + layout.SPAN.size]
-        layout.SPAN.pack_into(self.buffer, at, self.number_of(slot), text)
-        return around
+    def enter_span(self, slot: int, text: bytes) -> None:
+        """Say in which span the transaction of `slot` is: it, and not the next one, which uses the slot again."""
+        _pack_span(self.buffer, slot + layout.SPAN_AT, self.longs[(slot >> 3) + 1], text)
 
-    def leave_span(self, slot: int, around: bytes) -> None:
-        at = slot + layout.SPAN_AT
-        self.buffer[at : at + layout.SPAN.size] = around
+    def leave_span(self, slot: int) -> None:
+        """The transaction of `slot` is in no span any more."""
+        self.longs[(slot + layout.SPAN_AT) >> 3] = 0
 
     def number_of(self, slot: int) -> int:
         """Number of the transaction that took `slot` last."""
         return self.longs[(slot >> 3) + 1]
 
+    def series_of(self, kind: int, fields: tuple[str | None, ...]) -> int:
+        """The series of something that is rare; written down when it is new."""
+        return self._intern(kind, fields)
+
+    def fields_of(self, series: int) -> tuple[int, tuple[str | None, ...]]:
+        """Kind and fields of a series, its FAILED bit set or not."""
+        return self._by_number[series & ~FAILED]
+
     def _intern(self, kind: int, fields: tuple[str | None, ...]) -> int:
         number = self._by_fields.get((kind, fields))
         if number is not None:
             return number
-        if kind & KIND_OVERFLOW == 0 and self._kinds.get(kind, 0) >= self._max_series:
+        if kind & KIND_OVERFLOW == 0 and (
+            self._kinds.get(kind, 0) >= self._max_series or self._is_out_of_entries(kind)
+        ):
             return self._intern(kind | KIND_OVERFLOW, ())
         number = self._entries()
-        if number >= self._series_ready - _RESERVE and not kind & KIND_OVERFLOW and not self._back_series():
-            return self._intern(kind | KIND_OVERFLOW, ())
+        if number >= self._series_ready:
+            raise OverflowError("no entry left for a series")  # behind the last one lie the records
         self._kinds[kind] = self._kinds.get(kind, 0) + 1
         payload = layout.encode_fields(fields)
         at = self.geometry.series_at + number * layout.SERIES_SIZE
@@ -270,6 +377,15 @@ class Recorder:
         self._by_number[number] = kind, fields
         self._by_fields[kind, fields] = number
         return number
+
+    def _is_out_of_entries(self, kind: int) -> bool:
+        known = len(self._by_number)
+        if kind not in (KIND_SERVER, KIND_BACKGROUND):
+            # Whatever else there is, requests find an entry each, up to their bound.
+            kept = 2 * self._max_series - self._kinds.get(KIND_SERVER, 0) - self._kinds.get(KIND_BACKGROUND, 0)
+            if known + min(kept, self.geometry.series // 2) >= self.geometry.series - _RESERVE:
+                return True
+        return known >= self._series_ready - _RESERVE and not self._back_series()
 
     def new_id(self, size: int) -> bytes:
         """`size` random bytes, not all of them zero: 16 for a trace, 8 for a span."""
@@ -285,12 +401,12 @@ class Recorder:
     def word(self, index: int) -> int:
         return self.longs[layout.WORDS_AT // 8 + index]
 
-    def server_attributes(self, number: int) -> dict[str, str | int]:
-        """What a series of requests stands for, under the names that go on the wire."""
+    def attributes_of(self, number: int) -> dict[str, str | int]:
+        """What a series stands for, under the names that go on the wire."""
         kind, fields = self._by_number[number]
         if kind & KIND_OVERFLOW:
             return {layout.OVERFLOW_ATTRIBUTE: True}
-        return layout.attributes_of(layout.SERVER_FIELDS, fields)
+        return layout.attributes_of(layout.FIELDS[kind], fields)
 
     # -- the reporter, on what is in flight ------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 
 from paste_agent.aggregate import SLOT_S
+from paste_agent.store.log_rows import forget_logs
 from paste_agent.store.store import ENDED, LOST, Store, add_total, total_of
 
 _HOUR = 3600
@@ -28,6 +29,7 @@ def tidy(store: Store, now_s: float, retention_days: float, max_bytes: int) -> N
     with store.transaction() as db:
         db.execute("DELETE FROM rollups WHERE start < ?", (oldest,))
         db.execute("DELETE FROM traces WHERE started_at_ns < ?", (int(oldest * 1e9),))
+        forget_logs(db, int(oldest * 1e9))
         db.execute(
             "DELETE FROM postmortems WHERE at < ? OR id NOT IN (SELECT id FROM postmortems ORDER BY at DESC LIMIT ?)",
             (oldest, _POSTMORTEMS_KEPT),
@@ -65,8 +67,8 @@ def _used_bytes(db: sqlite3.Connection) -> int:
 
 
 def _shrink(store: Store, max_bytes: int) -> None:
-    """Beyond `max_bytes` the oldest traces go first, then post-mortems, then rollups. Totals stay: they are exact."""
-    for table, order in (("traces", "started_at_ns"), ("postmortems", "at"), ("rollups", "start")):
+    """Beyond `max_bytes` the oldest logs go first, then traces, post-mortems, rollups. Totals stay: they are exact."""
+    for table, order in (("logs", "at_ns"), ("traces", "started_at_ns"), ("postmortems", "at"), ("rollups", "start")):
         while True:
             with store.transaction() as db:
                 if _used_bytes(db) <= max_bytes:

@@ -8,7 +8,7 @@ from paste_agent.errors import StoreError
 
 #: In SQLite's header, so that `file` and other programs tell a store from any other database.
 APPLICATION_ID = 0x50415341
-VERSION = 2
+VERSION = 3
 
 _V1 = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -57,8 +57,17 @@ CREATE TABLE postmortems (
 CREATE INDEX postmortems_by_time ON postmortems (at);
 """
 
+_V3 = """
+-- Log records. source, line: the file that they came in; record: JSON, see log_rows; sent: as of traces.
+CREATE TABLE logs (
+    source TEXT NOT NULL, line INTEGER NOT NULL, at_ns INTEGER NOT NULL, trace_id BLOB, span_id BLOB,
+    record TEXT NOT NULL, sent INTEGER NOT NULL, PRIMARY KEY (source, line)) WITHOUT ROWID;
+CREATE INDEX logs_by_time ON logs (at_ns);
+CREATE INDEX logs_to_send ON logs (at_ns) WHERE sent = 0;
+"""
+
 #: By version: what makes the next one of it.
-_STEPS = {0: _V1, 1: _V2}
+_STEPS = {0: _V1, 1: _V2, 2: _V3}
 
 
 def refuse_foreign(connection: sqlite3.Connection, path: str, *, may_be_empty: bool) -> None:

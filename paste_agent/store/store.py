@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import quote
 
 from paste_agent import native
-from paste_agent.aggregate import OVERFLOW, SLOT_S, Delta, SeriesKey, Total
+from paste_agent.aggregate import BOUNDS, COUNT, CUSTOM_OVERFLOW, OVERFLOW, SLOT_S, TIMING, Delta, SeriesKey, Total
 from paste_agent.errors import StoreError
 from paste_agent.kept import TraceRow
 from paste_agent.recorder.layout import KEPT_LOST
@@ -100,7 +100,8 @@ class Store:
                 self._db.execute("PRAGMA synchronous = NORMAL")
                 schema.prepare(self._db)
             #: Not so of an older agent's store, for who only looks at it.
-            self._has_postmortems = schema.version_of(self._db) >= 2
+            version = schema.version_of(self._db)
+            self._has_postmortems = version >= 2
         except sqlite3.Error as error:
             self._db.close()
             raise StoreError(f"{path}: cannot be read as a store: {error}") from error
@@ -121,6 +122,10 @@ class Store:
         except BaseException:
             self._db.rollback()
             raise
+
+    def query(self, sql: str, parameters: Sequence[object] = ()) -> list[tuple[Any, ...]]:
+        """Rows of one statement that only reads. Raises sqlite3.Error."""
+        return self._db.execute(sql, parameters).fetchall()
 
     # -- the lead writes -------------------------------------------------------------------------------------------
 
@@ -329,13 +334,26 @@ def _use_wal(connection: sqlite3.Connection) -> None:
 # -- rows ----------------------------------------------------------------------------------------------------------
 
 
+#: The bucket that ends at 1 ms came with the metrics of databases. Its number in a store is one of its own: so those of
+#: the others are what they always were, and an older agent that still uses the store takes none for another.
+_NEW_BUCKET, _NEW_NUMBER = BOUNDS.index(1_000_000), 0x1000
+
+
 def pack_buckets(buckets: Mapping[int, int]) -> bytes:
-    """Index into aggregate.BOUNDS (u16) and count (u64) of each bucket that is not empty."""
-    return b"".join(_BUCKET.pack(bucket, count) for bucket, count in sorted(buckets.items()))
+    """Number (u16) and count (u64) of each bucket that is not empty; by index into aggregate.BOUNDS."""
+    return b"".join(
+        _BUCKET.pack(_NEW_NUMBER if bucket == _NEW_BUCKET else bucket - (bucket > _NEW_BUCKET), count)
+        for bucket, count in sorted(buckets.items())
+    )
 
 
 def unpack_buckets(data: bytes) -> dict[int, int]:
-    return dict(_BUCKET.iter_unpack(data))
+    """The same back; of what is damaged, as far as it goes."""
+    whole = data[: len(data) // _BUCKET.size * _BUCKET.size]
+    return {
+        _NEW_BUCKET if number == _NEW_NUMBER else number + (number >= _NEW_BUCKET): count
+        for number, count in _BUCKET.iter_unpack(whole)
+    }
 
 
 def _object(text: str) -> Any:
@@ -389,9 +407,15 @@ def _series_id(db: sqlite3.Connection, key: SeriesKey, max_series: int) -> int:
         return int(row[0])
     metric, attributes = key
     if attributes != OVERFLOW:
-        (known,) = db.execute("SELECT count(*) FROM series WHERE metric = ?", (metric,)).fetchone()
+        prefix = next((kind for kind in (TIMING, COUNT) if metric.startswith(kind)), None)
+        if prefix is None:
+            (known,) = db.execute("SELECT count(*) FROM series WHERE metric = ?", (metric,)).fetchone()
+        else:  # there the names are the application's own: they are what is bounded
+            (known,) = db.execute(
+                "SELECT count(*) FROM series WHERE metric >= ? AND metric < ?", (prefix, f"{prefix}\U0010ffff")
+            ).fetchone()
         if known >= max_series:
-            return _series_id(db, (metric, OVERFLOW), max_series)
+            return _series_id(db, (metric if prefix is None else prefix + CUSTOM_OVERFLOW, OVERFLOW), max_series)
     added = db.execute("INSERT INTO series (metric, attributes) VALUES (?, ?)", key).lastrowid
     assert added is not None
     return added

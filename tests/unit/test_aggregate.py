@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from paste_agent.aggregate import (
     BOUNDS,
+    ERRORS,
     EXPORT_BOUNDS_NS,
     EXPORT_BOUNDS_S,
     OVERFLOW,
@@ -335,9 +336,10 @@ def test_a_folded_request_has_the_attributes_of_the_conventions() -> None:
     bench = Bench()
     serve(bench.recorder, "/items/1", route="/items/{id}", status="503 No", REQUEST_METHOD="POST")
     bench.fold()
-    (((metric, attributes), _),) = bench.delta.totals
-    assert metric == "http.server.request.duration"
-    assert json.loads(attributes) == {
+    found = {metric: (json.loads(attributes), total) for ((metric, attributes), _), total in bench.delta.totals.items()}
+    assert {metric: total.count for metric, (_, total) in found.items()} == {REQUEST_DURATION: 1, ERRORS: 1}
+    assert found[ERRORS][0] == {"error.type": "503", "http.route": "/items/{id}"}
+    assert found["http.server.request.duration"][0] == {
         "http.request.method": "POST",
         "url.scheme": "http",
         "http.route": "/items/{id}",
@@ -373,7 +375,17 @@ def test_the_overflow_series_counts_as_overflow() -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "expected"), [("200", 200), ("", ""), ("²", "²"), ("٣٣٣", "٣٣٣"), ("1e3", "1e3"), ("9999", "9999")]
+    ("status", "expected"),
+    [
+        ("200", 200),
+        ("", ""),
+        ("²", "²"),
+        ("٣٣٣", "٣٣٣"),
+        ("1e3", "1e3"),
+        ("-1", "-1"),
+        ("007", "007"),
+        ("999999", "999999"),
+    ],
 )
 def test_a_status_is_a_number_where_it_is_one(status: str, expected: object) -> None:
     name = "http.response.status_code"

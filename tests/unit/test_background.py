@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 
 from paste_agent import lifecycle
-from paste_agent.aggregate import TASK_DURATION
+from paste_agent.aggregate import DATABASE_DURATION, ERRORS, PART_DURATION, PART_SPANS, TASK_DURATION
 from paste_agent.background import background_task
+from paste_agent.inside import CALL, DATABASE
+from paste_agent.propagation import parse_traceparent
 from paste_agent.recorder import layout
-from paste_agent.spans import span
+from paste_agent.spans import begin, end, headers_of, span
 from paste_agent.transaction import current
 from tests.filtering import Measured, fine, serve
 from tests.recorders import run_script
@@ -233,6 +235,149 @@ def test_what_outlives_its_task_writes_into_nobodys_slot(service: Measured) -> N
     with background_task("second"):
         copied.run(span("of what outlives it").__enter__)
         assert [(one.path, one.span) for one in service.reader().in_flight()] == [("second", "")]
+
+
+# -- what goes on inside of one ------------------------------------------------------------------------------------
+
+
+def counted(service: Measured, metric: str) -> dict[str, tuple[int, int]]:
+    """Count and sum by attributes, from the ring."""
+    found: dict[str, tuple[int, int]] = {}
+    for ((name, attributes), _), total in service.delta().totals.items():
+        if name == metric:
+            count, sum_ns = found.get(attributes, (0, 0))
+            found[attributes] = count + total.count, sum_ns + total.sum_ns
+    return found
+
+
+def query() -> None:
+    begun = begin(DATABASE, b"SELECT 1")
+    assert begun is not None
+    end(begun, "SELECT", (layout.KIND_DATABASE, ("sqlite", None, "SELECT", None, None, None)))
+
+
+def test_spans_of_a_task_are_counted_and_are_parts_of_it(service: Measured) -> None:
+    for queries in (3, 4):
+        with background_task("mail"):
+            for _ in range(queries):
+                query()
+            with span("render"):
+                query()
+    assert [count for count, _ in counted(service, DATABASE_DURATION).values()] == [9]
+    assert {key: count for key, (count, _) in counted(service, PART_DURATION).items()} == {
+        '{"paste_agent.part": "database"}': 2
+    }
+    assert counted(service, PART_SPANS) == {'{"paste_agent.part": "database"}': (2, 9)}
+    assert tasks_of(service) == {("mail", None): 2}
+    assert service.agent._faults == 0
+
+
+def test_records_of_what_is_inside_end_with_the_task(service: Measured) -> None:
+    """One that began with it would pass for its own, and tell a lead that the task has ended before it has."""
+
+    def fails() -> None:
+        with background_task("mail"):
+            query()
+            raise KeyError("x")
+
+    with pytest.raises(KeyError):
+        fails()
+    reader = service.reader()
+    records = [body for body in layout.RECORDS.iter_unpack(reader.chunk(0, 100)) if body[5]]
+    entries = {body[0]: reader.series(body[0] & ~layout.FAILED) for body in records}
+    by_kind = {entry[0]: body for body in records if (entry := entries[body[0]]) is not None}
+    _, _, _, start_ns, duration_ns, _ = by_kind[layout.KIND_BACKGROUND]
+    for kind in (layout.KIND_ERROR, layout.KIND_PART, layout.KIND_DATABASE):
+        assert start_ns < by_kind[kind][3] <= start_ns + duration_ns
+        assert by_kind[kind][3] + by_kind[kind][4] <= start_ns + duration_ns
+    assert reader.finished_among({start_ns}, len(records)) == {start_ns: True}
+
+
+def test_a_failed_task_is_kept_with_its_error_and_its_spans(service: Measured) -> None:
+    def fails() -> None:
+        with background_task("mail"):
+            query()
+            raise KeyError("x")
+
+    with pytest.raises(KeyError):
+        fails()
+    assert counted(service, ERRORS) == {
+        '{"error.type": "KeyError", "paste_agent.error.place": "test_background.fails"}'.replace(
+            "test_background", __name__
+        ): (1, 0)
+    }
+    assert tasks_of(service) == {("mail", "KeyError"): 1}
+    recorder = service.recorder()
+    (kept,) = recorder.kept
+    assert kept.why & layout.KEPT_FAILED
+    assert (kept.failed, kept.method, kept.path, kept.parent_id) == (True, "", "", bytes(8))
+    assert (kept.trace_id, kept.span_id) == layout.minted_ids(recorder.id, 1)
+    assert kept.error is not None
+    assert (kept.error.type, kept.error.message) == ("KeyError", "'x'")
+    assert recorder.attributes_of(kept.series) == {"paste_agent.task.name": "mail", "error.type": "KeyError"}
+    assert [one[3] for one in kept.inside.finished] == ["SELECT"]
+
+
+def test_a_service_that_a_task_calls_is_told_the_trace_that_is_kept(service: Measured) -> None:
+    told: list[dict[str, str]] = []
+    with background_task("mail"):
+        begun = begin(CALL, b"GET")
+        assert begun is not None
+        told.append(dict(headers_of(begun)))
+        end(begun, "GET")
+    (kept,) = service.recorder().kept  # the first one, by chance
+    parent = parse_traceparent(told[0]["traceparent"])
+    assert parent is not None
+    assert (parent.trace_id, parent.sampled, kept.why) == (kept.trace_id, True, layout.KEPT_RANDOM)
+    assert parent.span_id == kept.inside.finished[0][8]
+
+
+@pytest.mark.parametrize(
+    ("rule", "errors"),
+    [
+        ("ignore_errors", {}),
+        (
+            "expected_errors",
+            {
+                '{"error.type": "KeyError", "paste_agent.error.expected": "true", "paste_agent.error.place": "HERE"}': (
+                    1,
+                    0,
+                )
+            },
+        ),
+    ],
+)
+def test_rules_of_errors_hold_for_tasks(
+    measure: Callable[..., Measured], monkeypatch: pytest.MonkeyPatch, rule: str, errors: dict[str, tuple[int, int]]
+) -> None:
+    monkeypatch.setattr(lifecycle, "_agents", {})
+    service = measure(**{rule: "LookupError", "random_traces_per_min": "0"})
+
+    def fails() -> None:
+        with background_task("mail"):
+            raise KeyError("x")
+
+    with pytest.raises(KeyError):
+        fails()
+    assert tasks_of(service) == {("mail", None): 1}
+    here = f"{__name__}.fails"
+    assert counted(service, ERRORS) == {key.replace("HERE", here): value for key, value in errors.items()}
+    assert list(service.recorder().kept) == []
+
+
+def test_an_error_that_a_task_has_noted_and_raises_again_is_one(service: Measured) -> None:
+    def fails() -> None:
+        with background_task("mail") as task:
+            try:
+                raise KeyError("x")
+            except KeyError as error:
+                task.note(error)
+                raise
+
+    with pytest.raises(KeyError):
+        fails()
+    assert [count for count, _ in counted(service, ERRORS).values()] == [1]
+    assert len(service.recorder().kept) == 1
 
 
 # -- before there is an agent --------------------------------------------------------------------------------------

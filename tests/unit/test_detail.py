@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paste_agent.detail import redacted, stacktrace, trace_row
+from paste_agent.detail import Rules, redacted, stacktrace, trace_row
+from paste_agent.raised import Frame, Raised, raised_of
 from paste_agent.recorder.layout import KEPT_FAILED, KEPT_SLOW
-from paste_agent.transaction import Frame, KeptTransaction, Raised, raised_of
+from paste_agent.transaction import KeptTransaction
 
 
 def kept(**more: Any) -> KeptTransaction:
@@ -37,7 +38,7 @@ def kept(**more: Any) -> KeptTransaction:
 
 
 def attributes(record_query: bool = False, **more: Any) -> dict[str, Any]:
-    row = trace_row(kept(**more), {"http.request.method": "GET"}, 10**18, record_query)
+    row = trace_row(kept(**more), {"http.request.method": "GET"}, 10**18, Rules(query=record_query))
     assert row.detail is not None
     found: Any = row.detail["attributes"]
     json.dumps(row.detail)
@@ -45,7 +46,7 @@ def attributes(record_query: bool = False, **more: Any) -> dict[str, Any]:
 
 
 def test_a_row() -> None:
-    row = trace_row(kept(parent_id=b"p" * 8, tracestate="a=1", failed=True), {"http.route": "/x"}, 10**18, False)
+    row = trace_row(kept(parent_id=b"p" * 8, tracestate="a=1", failed=True), {"http.route": "/x"}, 10**18, Rules())
     assert (row.trace_id, row.span_id, row.parent_id) == (b"t" * 16, b"s" * 8, b"p" * 8)
     assert (row.started_at_ns, row.duration_ns, row.failed, row.why) == (10**18 + 1000, 50, True, KEPT_SLOW)
     assert row.attributes == {"http.route": "/x"}
@@ -53,7 +54,7 @@ def test_a_row() -> None:
         "attributes": {"url.path": "/prefix/page", "server.port": 80},
         "tracestate": "a=1",
     }
-    assert trace_row(kept(), {}, 0, False).parent_id is None
+    assert trace_row(kept(), {}, 0, Rules()).parent_id is None
 
 
 def test_attributes_of_the_span() -> None:
@@ -236,7 +237,7 @@ def test_a_frame_without_source(file: str) -> None:
 
 def test_an_exception_is_part_of_the_row() -> None:
     error = failure()
-    row = trace_row(kept(why=KEPT_FAILED, error=error), {}, 0, False)
+    row = trace_row(kept(why=KEPT_FAILED, error=error), {}, 0, Rules())
     assert row.detail is not None
     exception: Any = row.detail["exception"]
     assert (exception["type"], exception["message"]) == ("ValueError", "broke")

@@ -589,3 +589,37 @@ joined(pid)
 """,
         )
     assert counts(tmp_path) == {"/parent": 8, "/child": 8}
+
+
+WITHIN = """
+import paste_agent
+
+def forks(environ, start_response):
+    pid = os.fork()
+    if pid == 0:
+        for _ in range(3):
+            paste_agent.count("jobs.done")
+            with paste_agent.span("job"):
+                pass
+        say(within=paste_agent.trace_context() is not None)
+        sys.stdout.flush()
+        lifecycle.finish([])
+        os._exit(0)
+    status = joined(pid)
+    paste_agent.count("jobs.done")
+    start_response("200 OK", [])
+    return [b"x"]
+
+serve("/forks", application=forks)
+lifecycle.finish([])
+from paste_agent.store.store import Store
+store = Store(f"{DIRECTORY}/store.sqlite", read_only=True)
+say(done=sum(one.total.sum_ns for one in store.totals() if one.metric == "count:jobs.done"))
+store.close()
+"""
+
+
+def test_a_child_forked_within_a_request_is_not_within_it(tmp_path: Path) -> None:
+    said = run(tmp_path, WITHIN)
+    assert said["within"] is False
+    assert said["done"] == 4

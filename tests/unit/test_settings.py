@@ -45,6 +45,17 @@ GOOD: dict[str, list[tuple[str, object]]] = {
     "ring": [("1024", 1024), ("1048576", 1048576)],
     "days": [("0.5", 0.5), ("30", 30.0)],
     "mib": [("8", 8.0), ("256.5", 256.5)],
+    "queries": [("2", 2), ("1000000", 1_000_000)],
+    "statements": [("sanitised", "sanitised"), (" RAW ", "raw"), ("off", "off")],
+    "level": [("off", "off"), ("Warning", "warning"), ("critical", "critical")],
+    "libraries": [("redis jinja2", ("redis", "jinja2")), ("Redis,\tjinja2 ,", ("redis", "jinja2")), ("", ())],
+    "functions": [("a:b", ("a:b",)), ("a.b:c, d:E.f", ("a.b:c", "d:E.f"))],
+    "propagators": [("tracecontext,baggage b3", ("tracecontext", "baggage", "b3")), ("NONE", ("none",)), ("", ())],
+    "exceptions": [("KeyError", ("KeyError",)), ("shop.Gone,KeyError", ("shop.Gone", "KeyError")), ("", ())],
+    "statuses": [("503", (503,)), ("404, 502-504", (404, 502, 503, 504)), ("", ())],
+    "header names": [("X-Request-Id", ("X-Request-Id",)), ("a,b c", ("a", "b", "c")), ("", ())],
+    "include patterns": [("app.* user.plan", ("app.*", "user.plan")), ("*,a?b", ("*", "a?b")), ("", ())],
+    "exclude patterns": [("client.*", ("client.*",)), ("", ())],
 }  # fmt: skip
 _NO_NUMBERS = ["", "5m", "nan", "inf", "-inf", "0x10", "1,5"]
 BAD: dict[str, tuple[str, list[str]]] = {
@@ -67,6 +78,35 @@ BAD: dict[str, tuple[str, list[str]]] = {
     "ring": ("expected a whole number from 1024 to 1048576, for example 16384", ["1023", "1048577", "-1"]),
     "days": ("expected days above 0, for example 30", [*_NO_NUMBERS, "0"]),
     "mib": ("expected MiB from 8, for example 256", [*_NO_NUMBERS, "7.9"]),
+    "queries": ("expected a whole number from 2 to 1000000, for example 10", ["", "1", "1000001", "ten", "2.0"]),
+    "statements": ("expected sanitised or raw or off", ["", "true", "sanitized", "raw off"]),
+    "level": ("expected off or debug or info or warning or error or critical", ["", "warn", "10", "true"]),
+    "libraries": (
+        f"expected words out of {', '.join(settings.INSTRUMENTATIONS)}, for example redis jinja2",
+        ["nosuch", "redis;jinja2", "redis nosuch", "*"],
+    ),
+    "functions": (
+        "expected module:function words, for example shop.stock:reserve shop.mail:Mailer.send",
+        ["shop.stock", "a:b:c", ":f", "m:", "1m:f", "m:f()", "a : b"],
+    ),
+    "propagators": (
+        "expected words out of tracecontext, baggage, b3, b3multi, jaeger, none, for example tracecontext baggage b3",
+        ["xray", "tracecontext;b3", "b3 xray"],
+    ),
+    "exceptions": (
+        "expected names of exception classes, for example shop.errors.NotInStock KeyError",
+        ["1x", "a-b", "Key*", "KeyError()", "\u00e9"],
+    ),
+    "statuses": (
+        "expected statuses and ranges of them, for example 503 or 502-504",
+        ["5xx", "99", "600", "500-", "500-600", "5000", "-1", "500 - 504"],
+    ),
+    "include patterns": ("expected patterns of attribute names, for example app.* user.plan", ["a:b", "[a]", "a/b"]),
+    "exclude patterns": (
+        "expected patterns of attribute names, for example client.* user_agent.original",
+        ["a:b", "[a]", "a/b"],
+    ),
+    "header names": ("expected names of request headers, for example X-Request-Id", ["a:b", "a_b", "\u00e9", "a*"]),
 }
 KINDS = {
     "enabled": "boolean",
@@ -83,6 +123,27 @@ KINDS = {
     "random_traces_per_min": "per minute",
     "slow_traces_per_min": "per minute",
     "failed_traces_per_min": "per minute",
+    "query_traces_per_min": "per minute",
+    "slow_query_s": "seconds",
+    "repeated_queries": "queries",
+    "explain_queries": "boolean",
+    "record_sql": "statements",
+    "disabled_instrumentations": "libraries",
+    "trace_functions": "functions",
+    "propagators": "propagators",
+    "layers": "boolean",
+    "gc_pauses": "boolean",
+    "cpu_time": "boolean",
+    "ignore_errors": "exceptions",
+    "expected_errors": "exceptions",
+    "ignore_statuses": "statuses",
+    "expected_statuses": "statuses",
+    "record_headers": "header names",
+    "include_attributes": "include patterns",
+    "exclude_attributes": "exclude patterns",
+    "record_error_messages": "boolean",
+    "high_security": "boolean",
+    "forward_logs": "level",
     "record_query": "boolean",
     "max_series": "series",
     "ring_records": "ring",
@@ -152,9 +213,11 @@ def test_every_row_says_what_it_is(row: settings.Setting) -> None:
 def test_every_default_is_a_value_that_could_have_been_set() -> None:
     for row in TABLE.values():
         if row.default is not None:
-            text = (
-                ",".join(f"{k}={v}" for k, v in row.default.items()) if isinstance(row.default, dict) else row.default
-            )
+            text = row.default
+            if isinstance(text, dict):
+                text = ",".join(f"{key}={value}" for key, value in text.items())
+            elif isinstance(text, tuple):
+                text = " ".join(map(str, text))
             assert row.read(str(text)) == row.default, row.key
 
 
@@ -216,6 +279,12 @@ OTEL: dict[str, tuple[str, str, object]] = {
     "resource_attributes": ("OTEL_RESOURCE_ATTRIBUTES", "a=1,b=%2C", {"a": "1", "b": ","}),
     "report_interval_s": ("OTEL_METRIC_EXPORT_INTERVAL", "15000", 15.0),
     "trace_interval_s": ("OTEL_BSP_SCHEDULE_DELAY", "250", 0.25),
+    "disabled_instrumentations": (
+        "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS",
+        "redis,aiohttp-client,Jinja2",
+        ("redis", "jinja2"),
+    ),
+    "propagators": ("OTEL_PROPAGATORS", "tracecontext,xray,b3", ("tracecontext", "b3")),
     **{
         prefix + key: (f"OTEL_EXPORTER_OTLP_{prefix.upper()}{name}", text, value)
         for prefix in ("", *(f"{signal}_" for signal in SIGNALS))
@@ -264,6 +333,43 @@ def test_a_standard_variable_in_milliseconds_has_a_cure_in_milliseconds(variable
 
 def test_other_variables_of_the_standard_are_passed_over() -> None:
     assert loaded({"OTEL_TRACES_SAMPLER": "always_on", "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}).enabled
+
+
+# -- high security -------------------------------------------------------------------------------------------------
+
+RECORDS_MORE = {
+    "record_query": "true",
+    "record_sql": "raw",
+    "record_headers": "X-Request-Id",
+    "explain_queries": "true",
+    "forward_logs": "debug",
+    "include_attributes": "app.*",
+}
+
+
+def test_high_security_overrules_what_records_more_than_the_defaults() -> None:
+    found = loaded(high_security="true", **RECORDS_MORE)
+    assert set(found.overruled) == {*RECORDS_MORE, "record_error_messages"}
+    for key in found.overruled:
+        assert found.values[key] == settings.SECURE[key], key
+    assert (found.record_sql, found.forward_logs, found.record_error_messages) == ("sanitised", "off", False)
+
+
+def test_high_security_leaves_alone_what_records_less() -> None:
+    found = loaded(high_security="true", record_sql="off", exclude_attributes="client.*", record_error_messages="false")
+    assert found.overruled == ()
+    assert (found.record_sql, found.exclude_attributes) == ("off", ("client.*",))
+
+
+@pytest.mark.parametrize("key", RECORDS_MORE)
+def test_without_high_security_nothing_is_overruled(key: str) -> None:
+    found = loaded(**{key: RECORDS_MORE[key]})
+    assert found.overruled == ()
+    assert found.values[key] != TABLE[key].default
+
+
+def test_every_setting_that_high_security_knows_is_one() -> None:
+    assert set(settings.SECURE) <= set(TABLE)
 
 
 # -- unknown keys, secrets -----------------------------------------------------------------------------------------

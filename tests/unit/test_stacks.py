@@ -16,8 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from paste_agent import stacks
+from paste_agent.raised import Frame
 from paste_agent.stacks import Crash, parse, parse_crash, render, without_server
-from paste_agent.transaction import Frame
 
 bounded = settings(max_examples=200, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
 

@@ -166,6 +166,14 @@ def test_series_beyond_the_bound_fold_into_one(store: Store) -> None:
     assert count_of(store) == 42
 
 
+@pytest.mark.parametrize("kind", ["timing:", "count:"])
+def test_names_of_an_applications_own_are_bounded_together(store: Store, kind: str) -> None:
+    for number in range(5):
+        store.commit_drain(delta_of(metric=f"{kind}name{number}"), [], {}, 3)
+    counts = {found.metric: found.total.count for found in store.totals()}
+    assert counts == {f"{kind}name0": 1, f"{kind}name1": 1, f"{kind}name2": 1, f"{kind}paste_agent.custom.overflow": 2}
+
+
 @pytest.mark.parametrize("buckets", [{}, {0: 1}, {230: 1, 3: (1 << 64) - 1, 65535: 2}])
 def test_buckets_survive_their_packing(buckets: dict[int, int]) -> None:
     assert unpack_buckets(pack_buckets(buckets)) == buckets

@@ -1,0 +1,116 @@
+"""What a transaction has inside of it: the spans that it went through, and what the application has said of it.
+
+Made when there is the first of either; most requests of a service that only serves memory have none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from itertools import count
+from typing import Any, NamedTuple
+
+from paste_agent.raised import Raised, origin_of, place_of, raised_of, type_name
+
+# What a span's time is spent on. The first ones are parts of a transaction: their own time is summed up in it.
+DATABASE, CACHE, CALL, MESSAGE, TEMPLATE, LAYERS, GC, CPU, FUNCTION = range(9)
+#: Names of parts on the wire, `paste_agent.part`.
+PARTS = ("database", "cache", "call", "message", "template", "layers", "gc", "cpu")
+#: Spans of one transaction that are remembered; all are counted.
+MAX_SPANS = 512
+#: Errors that one transaction can have; attributes that an application can give it.
+MAX_ERRORS = 10
+MAX_ATTRIBUTES = 64
+
+AttributeValue = str | int | float | bool
+
+
+class FinishedSpan(NamedTuple):
+    """A span that has ended, as the reporter gets it when its transaction is kept."""
+
+    number: int  #: in its transaction, from 1, in the order in which they began
+    parent: int  #: number of the span around it; 0: none
+    category: int
+    name: str
+    start_ns: int  #: of the monotonic clock
+    duration_ns: int
+    own_ns: int  #: without the spans inside of it
+    failed: str | None  #: error.type
+    span_id: bytes | None  #: of a call whose service was told
+    attributes: Mapping[str, object] | None
+    code: tuple[str, int, str] | None  #: file, line and function that it was called from
+
+
+class SeenError(NamedTuple):
+    """An error of a transaction, whether it left the application or not."""
+
+    type: str
+    place: str  #: of the innermost frame of the application; '' unknown
+    expected: bool
+    origin: tuple[str, int] = ("", 0)  #: file and line that raised it
+
+
+class Identity(NamedTuple):
+    """What others are told of a transaction that call for it."""
+
+    trace_id: bytes  #: 16 bytes
+    span_id: bytes  #: 8 bytes
+    parent_id: bytes  #: 8 bytes; zeros: none
+    parent_sampled: bool
+    sampled: bool  #: whether it is sure to be kept, as far as buckets allow
+    tracestate: str
+    baggage: str
+
+
+class Inside:
+    """Belongs to one transaction. Several threads, or greenlets, of it may add to it."""
+
+    __slots__ = (
+        "attributes",
+        "begun",
+        "counts",
+        "errors",
+        "finished",
+        "identity",
+        "ignored",
+        "name",
+        "notable",
+        "queries",
+        "raised",
+        "remarkable",
+        "task",
+        "times",
+        "why",
+    )
+
+    def __init__(self) -> None:
+        self.begun = count(1).__next__
+        self.finished: list[tuple[Any, ...]] = []  #: as FinishedSpan has them
+        self.times = [0] * len(PARTS)  #: ns, by part
+        self.counts = [0] * len(PARTS)
+        self.queries: dict[bytes, int] = {}  #: how often each statement was executed
+        self.notable = False  #: one of them is slow, or repeats
+        self.remarkable = False  #: kept because of what is inside, if its bucket allows
+        self.why = 0  #: KEPT_ bits that have been decided before the end
+        self.identity: Identity | None = None
+        self.name: str | None = None  #: given by the application
+        self.task: str | None = None  #: it is a background task by this name
+        self.ignored = False
+        self.attributes: dict[str, AttributeValue] | None = None
+        self.errors: list[SeenError] | None = None
+        self.raised: Raised | None = None
+
+    def note(self, error: BaseException, expected: bool, take_failed: Callable[[], bool]) -> None:
+        """Note an error, once however often it is noted: a layer may handle it, note it, and raise it again.
+
+        expected: seen, and nobody is to be called for it. take_failed: whether one more that is not may be kept, with
+        its stack. May raise what the error raises.
+        """
+        errors = self.errors = self.errors or []
+        seen = SeenError(type_name(error), place_of(error), expected, origin_of(error))
+        known = any(one.type == seen.type and one.origin == seen.origin for one in errors)
+        if known or len(errors) >= MAX_ERRORS:
+            return
+        errors.append(seen)
+        if not expected and self.raised is None and take_failed():
+            self.raised = raised_of(error)
+            self.remarkable = True
