@@ -1,58 +1,434 @@
-"""http.client, which urllib, urllib3 and requests are built upon: whom a transaction connects to, and waits for."""
+"""http.client, which urllib, urllib3 and requests are built upon: whom a transaction calls, and what it tells them.
+
+A request is one span, from `putrequest`, or the connecting before it, until the headers of its answer are there. It
+is entered while the connection works for it and left in between, so that nothing which a caller does meanwhile, or
+never does, is taken for a part of it. The connection refers to it weakly: what holds it ends with the transaction.
+
+urllib3 connects ahead of a request where TLS is spoken; its pool says which request that is for. A tunnel through a
+proxy is made before even that, and is a span of its own. Redirects and repeated tries are requests of their own.
+
+Tested with http.client of Python 3.10 to 3.13, urllib3 1.26.20, 2.0.7, 2.2.3 and 2.8.0, requests 2.31.0 and 2.34.2.
+"""
 
 from __future__ import annotations
 
-import functools
 import re
-from http.client import HTTPConnection, HTTPSConnection
+import weakref
+from collections.abc import Callable
+from time import perf_counter_ns
+from types import ModuleType
 from typing import Any
 
-from paste_agent.spans import span
+from paste_agent import lifecycle
+from paste_agent.inside import CALL
+from paste_agent.instrument.wrapping import wrap
+from paste_agent.raised import type_name
+from paste_agent.recorder.layout import KIND_CALL
+from paste_agent.spans import Span, begin, end, headers_of
+from paste_agent.transaction import Within, current
 
-_MARK = "_paste_agent"
+#: Of a connection: method, URL and beginning of the request that is put together; a reference to one under way.
+_ASKED = "_paste_agent_asked"
+_CALL = "_paste_agent_call"
+#: In the environ of a transaction: its calls that are under way.
+_CALLS = "paste_agent.calls"
+_MOST_CALLS = 64
+_METHODS = frozenset(("CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE"))
+#: Where the classes of the agent's own connections are from: what it exports is nobody's call.
+_OWN = "paste_agent."
+_VERSIONS = {10: "1.0", 11: "1.1"}
+_MAX_URL = 2048
 _ABSOLUTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_PLAIN_HOST = re.compile(r"(?:\[[^\]@]*\]|[^:@\[\]]*)(?::[0-9]*)?")
+_HOST_AND_PORT = re.compile(r"(\[[^\]]*\]|[^:/]*)(?::([0-9]{1,5}))?")
+
+_get, _set, _reset = current.get, current.set, current.reset
 
 
-def install() -> None:
-    """Wrap the three methods that every request passes. A second call does nothing."""
-    if hasattr(HTTPConnection.putrequest, _MARK):
+class Target:
+    """Whom a request is for, without credentials and without a query. url: '' where it cannot be told."""
+
+    __slots__ = ("address", "port", "url")
+
+    def __init__(self, address: str | None = None, port: int | None = None, url: str = "") -> None:
+        self.address = address
+        self.port = port
+        self.url = url
+
+
+def end_call(span: Span, method: str, target: Target, status: int | None, failed: str | None, version: Any) -> None:
+    """End the span of a request as the conventions have it: a status from 400 on is a failure. Raises nothing.
+
+    status: None: no answer. failed: error.type of what was raised. version: of the protocol, None: unknown.
+    """
+    known = method in _METHODS
+    attributes: dict[str, object] = {"http.request.method": method if known else "_OTHER"}
+    if not known:
+        attributes["http.request.method_original"] = str(method)[:64]
+    if target.address is not None:
+        attributes["server.address"] = target.address
+    if target.port is not None:
+        attributes["server.port"] = target.port
+    if target.url:
+        attributes["url.full"] = target.url
+    if status is not None:
+        attributes["http.response.status_code"] = status
+        if status >= 400 and failed is None:
+            failed = str(status)
+    if version is not None:
+        attributes["network.protocol.version"] = version
+    key = (
+        KIND_CALL,
+        (
+            method if known else "_OTHER",
+            target.address,
+            None if target.port is None else str(target.port),
+            None if status is None else str(status),
+            failed,
+        ),
+    )
+    end(span, method if known else "HTTP", key, failed, attributes)
+
+
+class _Call:
+    """A request under way. Held by its transaction's environ, so that it ends when that does, if not before."""
+
+    __slots__ = ("__weakref__", "failed", "left_ns", "method", "span", "target")
+
+    def __init__(self, span: Span, method: str, target: Target) -> None:
+        self.span: Span | None = span
+        self.method = method
+        self.target = target
+        self.failed: str | None = None  #: what went wrong while its body was sent; an answer may come all the same
+        self.left_ns = 0
+
+    def leave(self, connection: Any) -> None:
+        """The connection returns to its caller, who has more to do for this request."""
+        span = self.span
+        if span is None:
+            return
+        try:
+            self.left_ns = perf_counter_ns()
+            try:
+                _reset(span.token)
+            except ValueError:  # in another context
+                pass
+            _show(_get())
+            environ = span.transaction.environ
+            if environ is not None:
+                calls = environ.setdefault(_CALLS, {})
+                if len(calls) >= _MOST_CALLS:  # nobody ends them: the oldest goes
+                    calls.pop(next(iter(calls)), None)
+                calls[id(self)] = self
+                connection.__dict__[_CALL] = weakref.ref(self)
+        except Exception as fault:
+            lifecycle.on_fault("a call", fault)
+
+    def enter(self) -> None:
+        """The connection works for this request again. What passed meanwhile was the caller's time."""
+        span = self.span
+        if span is None:
+            return
+        try:
+            span.children_ns += perf_counter_ns() - self.left_ns
+            span.token = _set(span)
+            transaction = span.transaction
+            if transaction.slot:
+                transaction.recorder.enter_span(transaction.slot, span.text)
+        except Exception as fault:
+            lifecycle.on_fault("a call", fault)
+
+    def end(self, response: Any, failed: str | None) -> None:
+        """It is over; it has been entered. response: None: there is none."""
+        span, self.span = self.span, None
+        if span is None:
+            return
+        try:
+            environ = span.transaction.environ
+            if environ is not None and _CALLS in environ:
+                environ[_CALLS].pop(id(self), None)
+            status = getattr(response, "status", None)
+            version = _VERSIONS.get(getattr(response, "version", None))  # type: ignore[arg-type]  # None is no key
+            status = status if isinstance(status, int) else None
+        except Exception as fault:
+            lifecycle.on_fault("a call", fault)
+            status = version = None
+        end_call(span, self.method, self.target, status, failed, version)
+        try:
+            around = _get()
+            if around is not span.around:
+                _show(around)
+        except Exception as fault:
+            lifecycle.on_fault("a call", fault)
+
+    def __del__(self) -> None:
+        if self.span is not None:
+            self.enter()
+            self.end(None, self.failed)
+
+
+def _show(around: Within | None) -> None:
+    """Have the black box say what the thread is in."""
+    if around is None or not (slot := around.transaction.slot):
         return
-    putrequest, getresponse = HTTPConnection.putrequest, HTTPConnection.getresponse
-    endheaders = HTTPConnection.endheaders
-
-    @functools.wraps(putrequest)
-    def remembering(self: HTTPConnection, method: str, url: str, *args: Any, **kwargs: Any) -> Any:
-        self._paste_agent_asked = method, url  # type: ignore[attr-defined]
-        return putrequest(self, method, url, *args, **kwargs)
-
-    @functools.wraps(endheaders)
-    def connecting(self: HTTPConnection, *args: Any, **kwargs: Any) -> Any:
-        with span(_name_of(self)):
-            return endheaders(self, *args, **kwargs)
-
-    @functools.wraps(getresponse)
-    def waiting(self: HTTPConnection, *args: Any, **kwargs: Any) -> Any:
-        with span(_name_of(self)):
-            return getresponse(self, *args, **kwargs)
-
-    setattr(remembering, _MARK, putrequest)
-    HTTPConnection.putrequest = remembering  # type: ignore[method-assign]
-    HTTPConnection.endheaders = connecting  # type: ignore[method-assign]
-    HTTPConnection.getresponse = waiting  # type: ignore[method-assign]
+    recorder = around.transaction.recorder
+    if isinstance(around, Span):
+        recorder.enter_span(slot, around.text)
+    else:
+        recorder.leave_span(slot)
 
 
-def _name_of(connection: HTTPConnection) -> str:
-    """`GET http://host:port/path`, without a query and without credentials; '' where it cannot be told."""
+def _is_own(connection: object) -> bool:
+    return type(connection).__module__.startswith(_OWN)
+
+
+def _begun(connection: Any, asked: tuple[str, str, int]) -> _Call | None:
+    """The call that a connection works for from now on: the one that it connected for, or a new one."""
+    call = _taken(connection)
+    if call is not None:
+        return call
     try:
-        method, url = connection._paste_agent_asked  # type: ignore[attr-defined]
-        scheme = "https" if isinstance(connection, HTTPSConnection) else "http"
+        method, url, start_ns = asked
+        target = target_of(connection, url)
+        span = begin(CALL, text_of(method, target))
+        if span is None:
+            return None
+        span.start_ns = start_ns
+        return _Call(span, method, target)
+    except Exception as fault:
+        lifecycle.on_fault("a call", fault)
+        return None
+
+
+def _taken(connection: Any) -> _Call | None:
+    """The call that waits for this connection to work on, entered."""
+    reference = connection.__dict__.pop(_CALL, None)
+    call: _Call | None = None if reference is None else reference()
+    if call is None or call.span is None:
+        return None
+    call.enter()
+    return call
+
+
+def _drop(connection: Any, failed: str | None) -> None:
+    """There is nothing more to come for what this connection was asked."""
+    connection.__dict__.pop(_ASKED, None)
+    call = _taken(connection)
+    if call is not None:
+        call.end(None, failed or call.failed)
+
+
+def _tell(connection: Any, span: Span | None) -> None:
+    """Add the headers that say whose call this is, except for those that the caller has set."""
+    if span is None:
+        return
+    try:
+        # Each line of the head begins after a line feed here.
+        given = b"\n" + b"\n".join(getattr(connection, "_buffer", ())).lower()
+        if b"\ntraceparent:" in given:
+            return
+        for name, value in headers_of(span):
+            if f"\n{name}:".encode() not in given:
+                connection.putheader(name, value)
+    except Exception as fault:
+        lifecycle.on_fault("propagation", fault)
+
+
+def text_of(method: object, target: Target) -> bytes:
+    """What the black box says of a request; b'' where it cannot be told."""
+    return f"{method} {target.url}".encode("utf-8", "replace") if target.url else b""
+
+
+def target_of(connection: Any, url: object) -> Target:
+    """Whom this connection is asked for. A connection of somebody else's making may not tell."""
+    try:
+        scheme = "https" if connection.default_port == 443 else "http"
         host, port = connection.host, connection.port
         if tunnel := getattr(connection, "_tunnel_host", None):  # the host is a proxy then
             host, port = tunnel, getattr(connection, "_tunnel_port", None) or port
         path = str(url).partition("?")[0].partition("#")[0]
-        if _ABSOLUTE.match(path):  # as a proxy is asked; what is before the last @ may be a password
-            scheme, _, rest = path.partition("://")
-            return f"{method} {scheme}://{rest.rpartition('@')[2]}"
-        return f"{method} {scheme}://{host}:{port}{path if path.startswith('/') else ''}"
-    except Exception:  # a connection of somebody else's making
-        return ""
+        if _ABSOLUTE.match(path):  # as a proxy is asked
+            return _absolute(path)
+        shown = f"[{host}]" if ":" in host and not host.startswith("[") else host
+        path = path if path.startswith("/") else ""
+        return Target(host, port, f"{scheme}://{shown}:{port}{path}"[:_MAX_URL])
+    except Exception:
+        return Target()
+
+
+def _absolute(url: str) -> Target:
+    scheme, _, rest = url.partition("://")
+    if (
+        _PLAIN_HOST.fullmatch(rest.partition("/")[0]) is None
+    ):  # what is before the last @ may be a password, with slashes in it
+        rest = rest.rpartition("@")[2]
+    found = _HOST_AND_PORT.match(rest)
+    if found is None:  # it matches nothing at all too
+        return Target()
+    default = {"http": 80, "https": 443}.get(scheme.lower())
+    port = int(found[2]) if found[2] else default
+    return Target(found[1].strip("[]") or None, port, f"{scheme}://{rest}"[:_MAX_URL])
+
+
+# -- what is wrapped -----------------------------------------------------------------------------------------------
+
+
+def install(module: ModuleType) -> None:
+    """Wrap what every request passes: http.client's connections, or urllib3's own ways. A second call does nothing."""
+    if hasattr(module, "HTTPConnectionPool"):
+        pool, plain, tls = module.HTTPConnectionPool, module.HTTPConnection, module.HTTPSConnection
+        wrap([(pool, "_make_request", _asking), (plain, "connect", _connecting), (tls, "connect", _connecting)])
+        return
+    plain, tls = module.HTTPConnection, module.HTTPSConnection
+    wrap(
+        [
+            (plain, "putrequest", _putting),
+            (plain, "endheaders", _ending_headers),
+            (plain, "send", _sending),
+            (plain, "getresponse", _waiting),
+            (plain, "close", _closing),
+            (plain, "connect", _connecting),
+            (tls, "connect", _connecting),
+        ]
+    )
+
+
+# The signatures are http.client's own: passing arguments on one by one costs half of what a tuple and a dictionary do.
+
+
+def _putting(original: Callable[..., Any]) -> Callable[..., Any]:
+    def putrequest(
+        self: Any, method: str, url: str, skip_host: bool = False, skip_accept_encoding: bool = False
+    ) -> Any:
+        if _get() is None or _is_own(self):
+            return original(self, method, url, skip_host, skip_accept_encoding)
+        start_ns = perf_counter_ns()
+        result = original(self, method, url, skip_host, skip_accept_encoding)
+        self.__dict__[_ASKED] = method, url, start_ns
+        return result
+
+    return putrequest
+
+
+def _ending_headers(original: Callable[..., Any]) -> Callable[..., Any]:
+    def endheaders(self: Any, message_body: Any = None, *, encode_chunked: bool = False) -> Any:
+        call = _begun(self, self.__dict__.pop(_ASKED)) if _ASKED in self.__dict__ else None
+        if call is None:
+            return original(self, message_body, encode_chunked=encode_chunked)
+        _tell(self, call.span)
+        try:
+            result = original(self, message_body, encode_chunked=encode_chunked)
+        except BaseException as error:
+            call.end(None, type_name(error))
+            raise
+        call.leave(self)
+        return result
+
+    return endheaders
+
+
+def _sending(original: Callable[..., Any]) -> Callable[..., Any]:
+    def send(self: Any, data: Any) -> Any:
+        # Within endheaders there is no call that waits.
+        call = _taken(self) if _CALL in self.__dict__ else None
+        if call is None:
+            return original(self, data)
+        try:
+            return original(self, data)
+        except BaseException as error:
+            call.failed = type_name(error)
+            raise
+        finally:
+            call.leave(self)
+
+    return send
+
+
+def _waiting(original: Callable[..., Any]) -> Callable[..., Any]:
+    def getresponse(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if args or kwargs:  # urllib3 1.26 first tries with an argument of Python 2's, which is refused
+            return original(self, *args, **kwargs)
+        call = _taken(self) if _CALL in self.__dict__ else None
+        if call is None:
+            return original(self)
+        try:
+            response = original(self)
+        except BaseException as error:
+            call.end(None, type_name(error))
+            raise
+        call.end(response, None)
+        return response
+
+    return getresponse
+
+
+def _closing(original: Callable[..., Any]) -> Callable[..., Any]:
+    def close(self: Any) -> Any:
+        if _CALL not in self.__dict__ and _ASKED not in self.__dict__:
+            return original(self)
+        try:
+            return original(self)
+        finally:
+            _drop(self, None)
+
+    return close
+
+
+def _connecting(original: Callable[..., Any]) -> Callable[..., Any]:
+    def connect(self: Any) -> Any:
+        around = _get()
+        if around is None or (isinstance(around, Span) and around.category == CALL) or _is_own(self):
+            return original(self)
+        asked = self.__dict__.get(_ASKED)
+        if asked is None:
+            return _connect_ahead(original, self)
+        call = _begun(self, asked)
+        if call is None:
+            return original(self)
+        try:
+            result = original(self)
+        except BaseException as error:
+            call.end(None, type_name(error))
+            raise
+        call.leave(self)
+        return result
+
+    return connect
+
+
+def _connect_ahead(original: Callable[..., Any], self: Any) -> Any:
+    """Connect for no request in particular: a span, and where it fails a call that has failed.
+
+    The request of it, if it is for a tunnel, is the only one whose method is known.
+    """
+    target = target_of(self, "")
+    method = "CONNECT" if getattr(self, "_tunnel_host", None) else "connect"
+    span = begin(CALL, text_of(method, target))
+    if span is None:
+        return original(self)
+    try:
+        result = original(self)
+    except BaseException as error:
+        end_call(span, method, target, None, type_name(error), None)
+        raise
+    end(span, method)
+    return result
+
+
+def _asking(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Of urllib3's pool: it connects before it puts the request together, and so has to say beforehand what it is."""
+
+    def _make_request(self: Any, conn: Any, method: str, url: str, *args: Any, **kwargs: Any) -> Any:
+        if _get() is None or not hasattr(conn, "__dict__") or _is_own(conn):
+            return original(self, conn, method, url, *args, **kwargs)
+        conn.__dict__[_ASKED] = method, url, perf_counter_ns()
+        try:
+            result = original(self, conn, method, url, *args, **kwargs)
+        except BaseException as error:
+            _drop(conn, type_name(error))
+            raise
+        if _ASKED in conn.__dict__ or _CALL in conn.__dict__:
+            _drop(conn, None)
+        return result
+
+    return _make_request
