@@ -9,9 +9,34 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
-__all__ = ["background_task", "span"]
+__all__ = [
+    "add_attribute",
+    "add_attributes",
+    "background_task",
+    "count",
+    "ignore_transaction",
+    "mark_as_background",
+    "name_transaction",
+    "notice_error",
+    "outbound_headers",
+    "span",
+    "timing",
+    "trace_context",
+]
 
 if TYPE_CHECKING:
+    from paste_agent.api import (
+        add_attribute,
+        add_attributes,
+        count,
+        ignore_transaction,
+        mark_as_background,
+        name_transaction,
+        notice_error,
+        outbound_headers,
+        timing,
+        trace_context,
+    )
     from paste_agent.background import background_task
     from paste_agent.spans import span
 
@@ -19,10 +44,10 @@ _HOMES = {"background_task": "paste_agent.background", "span": "paste_agent.span
 
 
 def __getattr__(name: str) -> object:
-    if name not in _HOMES:
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    found: object = getattr(import_module(_HOMES[name]), name)
+    found: object = getattr(import_module(_HOMES.get(name, "paste_agent.api")), name)
     globals()[name] = found
     return found

@@ -95,6 +95,10 @@ def _check_service(findings: _Findings, path: str, found: Settings) -> None:
     for key in ini.dropped_keys(path, found.section):
         place = f"[{found.section}] {key}"
         findings.warn(f"{place}: the loader drops it, because [DEFAULT] has {key} too; rename that one")
+    for key in found.overruled:
+        findings.warn(f"[{found.section}] {key}: overruled by high_security")
+    if found.forward_logs != "off" and found.target("logs") is None:
+        findings.warn(f"[{found.section}] forward_logs: nothing is forwarded without an endpoint")
     if not found.enabled:
         findings.warn(f"[{found.section}]: enabled = false, nothing is measured")
         return
