@@ -11,12 +11,14 @@ from typing import Any
 
 import click
 from rich import box
-from rich.console import Console, Group
+from rich.console import Group
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
 from paste_agent.aggregate import REQUEST_DURATION, Total
+from paste_agent.cli.style import console_of, count_of_errors, duration, numbers, one_line, printable, table_of
+from paste_agent.cli.tables import breakdown_table, inside_sections
 from paste_agent.cli.target import target_of
 from paste_agent.errors import StoreError
 from paste_agent.postmortem import short_id
@@ -53,12 +55,14 @@ class Span(click.ParamType):  # type: ignore[type-arg]  # generic in the newest 
 @click.option("--limit", type=click.IntRange(1, 1000), default=15, show_default=True, help="Most routes to list.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead, with every route.")
 def command(path: str, since: float | None, service: str | None, limit: int, as_json: bool) -> None:
-    """Print requests, errors, latency and Apdex by route, the slowest and failed transactions, and the workers."""
+    """Print requests, errors, latency and Apdex by route, and what the time was spent on; the slowest and failed
+    transactions; errors, queries, calls and layers; and the workers.
+    """
     summary, series, seconds = _read(path, service, since)
     if as_json:
         click.echo(json.dumps(summary, indent=2))
         return
-    console = Console(highlight=False)
+    console = console_of()
     console.print(_page(summary, series, seconds, limit, wide=console.width >= _WIDE))
 
 
@@ -95,6 +99,8 @@ def _window(store: Store, since: float | None) -> tuple[float, float]:
 
 
 def _page(summary: dict[str, Any], series: Sequence[SeriesTotal], seconds: float, limit: int, wide: bool) -> Group:
+    table = breakdown_table(summary["breakdown"], limit, wide)
+    breakdown = [] if table is None else [table]
     if not summary["requests"]:
         nothing = Panel(
             Text("No requests in this span of time. Send the service one, and wait a second."),
@@ -102,22 +108,24 @@ def _page(summary: dict[str, Any], series: Sequence[SeriesTotal], seconds: float
             title_align="left",
             box=box.ROUNDED,
         )
-        return Group(nothing, *_rest(summary))
-    parts: list[Any] = [_head(summary, overall(series), seconds), _routes(series, limit, wide)]
+        return Group(nothing, *breakdown, *_rest(summary, wide))
+    parts: list[Any] = [_head(summary, overall(series), seconds), _routes(series, limit, wide), *breakdown]
     slowest = sorted(summary["traces"], key=lambda trace: -trace["duration_s"])[:5]
     parts.append(_traces("Slowest transactions", slowest))
     failed = [trace for trace in summary["traces"] if trace["failed"]][:5]
     if failed:
         parts.append(_traces("Failed transactions", failed))
-    parts.extend(_rest(summary))
+    if any(trace["spans"] for trace in (*slowest, *failed)):
+        parts.append(Text("`paste-agent trace` and the beginning of one of these shows what is inside.\n", style="dim"))
+    parts.extend(_rest(summary, wide))
     if summary["dropped"]:
         parts.append(Text(f"{summary['dropped']} records were lost; see docs/operations.md", style="bold red"))
     return Group(*parts)
 
 
-def _rest(summary: dict[str, Any]) -> list[Any]:
+def _rest(summary: dict[str, Any], wide: bool) -> list[Any]:
     """What is shown whether or not there were requests."""
-    parts: list[Any] = []
+    parts: list[Any] = [*inside_sections(summary, wide)]
     if summary["background"]:
         parts.append(_background(summary["background"]))
     if summary["postmortems"]:
@@ -159,10 +167,9 @@ def _routes(series: Sequence[SeriesTotal], limit: int, wide: bool) -> Table:
         if "error.type" in found.attributes:
             errors[name] = errors.get(name, 0) + found.total.count
     whole_ns = sum(total.sum_ns for total in totals.values()) or 1
-    table = _table("Routes, by time spent")
+    table = table_of("Routes, by time spent")
     table.add_column("route", overflow="fold", ratio=1)
-    for heading in ("requests", "errors", "p50", "p95", "p99", *(["max"] if wide else []), "Apdex", "time"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    numbers(table, "requests", "errors", "p50", "p95", "p99", *(["max"] if wide else []), "Apdex", "time")
     ranked = sorted(totals.items(), key=lambda item: -item[1].sum_ns)
     for name, total in ranked[:limit]:
         found_figures = figures(total)
@@ -170,7 +177,7 @@ def _routes(series: Sequence[SeriesTotal], limit: int, wide: bool) -> Table:
         table.add_row(
             Text(printable(name)),
             f"{total.count:,}",
-            Text(f"{failed:,}", style="red") if failed else Text("0", style="dim"),
+            count_of_errors(failed),
             duration(found_figures["p50_s"]),
             duration(found_figures["p95_s"]),
             duration(found_figures["p99_s"]),
@@ -191,7 +198,7 @@ def _route_name(attributes: Mapping[str, object]) -> str:
 
 
 def _traces(title: str, traces: Sequence[dict[str, Any]]) -> Table:
-    table = _table(title)
+    table = table_of(title)
     table.add_column("when (UTC)", no_wrap=True)
     table.add_column("took", justify="right", no_wrap=True)
     table.add_column("status", justify="right", no_wrap=True)
@@ -202,7 +209,7 @@ def _traces(title: str, traces: Sequence[dict[str, Any]]) -> Table:
         if trace["path"]:
             what.append(f"  {printable(trace['path'])}", style="dim")
         if trace["error_type"] and not str(trace["error_type"]).isdecimal():
-            message = f": {printable(trace['message'])}" if trace["message"] else ""
+            message = f": {one_line(trace['message'])}" if trace["message"] else ""
             what.append(f"\n{printable(trace['error_type'])}{message}", style="red")
         table.add_row(
             trace["start"][11:19],
@@ -215,16 +222,15 @@ def _traces(title: str, traces: Sequence[dict[str, Any]]) -> Table:
 
 
 def _background(tasks: Sequence[dict[str, Any]]) -> Table:
-    table = _table("Background tasks")
+    table = table_of("Background tasks")
     table.add_column("task", overflow="fold", ratio=1)
-    for heading in ("runs", "errors", "p50", "max"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    numbers(table, "runs", "errors", "p50", "max")
     for task in tasks:
         failed = task["count"] if task["error_type"] else 0
         table.add_row(
             Text(printable(task["name"])),
             f"{task['count']:,}",
-            Text(f"{failed:,}", style="red") if failed else Text("0", style="dim"),
+            count_of_errors(failed),
             duration(task["p50_s"]),
             duration(task["max_s"]),
         )
@@ -233,7 +239,7 @@ def _background(tasks: Sequence[dict[str, Any]]) -> Table:
 
 def _postmortems(postmortems: Sequence[dict[str, Any]]) -> Table:
     """The newest few workers that died, each with the oldest request that it took along."""
-    table = _table("Workers lost")
+    table = table_of("Workers lost")
     table.add_column("when (UTC)", no_wrap=True)
     table.add_column("reason", no_wrap=True, style="red")
     table.add_column("in flight", overflow="fold", ratio=1)
@@ -254,9 +260,8 @@ def _postmortems(postmortems: Sequence[dict[str, Any]]) -> Table:
 
 
 def _workers(workers: Sequence[dict[str, Any]]) -> Table:
-    table = _table("Workers")
-    for heading in ("worker", "pid", "requests", "in flight", "busy", "memory", "since (UTC)"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    table = table_of("Workers")
+    numbers(table, "worker", "pid", "requests", "in flight", "busy", "memory", "since (UTC)")
     for worker in workers:
         table.add_row(
             str(worker["number"]),
@@ -268,30 +273,6 @@ def _workers(workers: Sequence[dict[str, Any]]) -> Table:
             worker["since"][:19].replace("T", " "),
         )
     return table
-
-
-def _table(title: str) -> Table:
-    return Table(
-        title=title,
-        title_justify="left",
-        title_style="bold",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        collapse_padding=True,
-    )
-
-
-def duration(seconds: float) -> str:
-    """Three figures and a unit: 12.3 ms."""
-    for unit, scale in (("s", 1.0), ("ms", 1e-3)):
-        if seconds >= scale:
-            return f"{seconds / scale:.3g} {unit}" if seconds / scale < 100 else f"{seconds / scale:,.0f} {unit}"
-    return f"{seconds / 1e-6:.3g} µs"
-
-
-def printable(text: str) -> str:
-    """Paths, messages and routes come from anybody: nothing that a terminal would obey, and no more than fits."""
-    return "".join(char if char.isprintable() else "�" for char in text)[:200]
 
 
 def _rate(count: int, seconds: float) -> str:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime, timezone
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from paste_agent.aggregate import REQUEST_DURATION, TASK_DURATION, Total
 from paste_agent.kept import TraceRow
 from paste_agent.metrics import RECORDS_DROPPED
 from paste_agent.recorder.layout import W_MEMORY_BYTES, WHY_KEPT
+from paste_agent.store import inside_summary
+from paste_agent.store.inside_summary import latency
+from paste_agent.store.inside_summary import rfc3339 as rfc3339  # where the commands look for it
 from paste_agent.store.store import RUNNING, PostmortemRow, RecorderRow, SeriesTotal, Store
 
 _NS = 1_000_000_000
@@ -22,7 +24,9 @@ POSTMORTEMS = 100
 def summarize(store: Store, service: str, start_s: float, end_s: float) -> dict[str, Any]:
     """The object that `paste-agent report --json` prints: a stable interface, fields are added and not renamed.
 
-    start_s, end_s: s since the epoch; what began in between is summed up.
+    start_s, end_s: s since the epoch; what began in between is summed up. `breakdown`, `queries`, `findings`, `calls`,
+    `layers`, `custom` and `errors_seen` are lists, each described by the function of that name in `inside_summary`
+    (`errors` for the last); empty where nothing is known.
     """
     between = store.totals_between(start_s, end_s)
     series = [found for found in between if found.metric == REQUEST_DURATION]
@@ -41,8 +45,14 @@ def summarize(store: Store, service: str, start_s: float, end_s: float) -> dict[
         "background": _background(between),
         "workers": [_worker(row) for row in store.recorders() if row.state == RUNNING and row.serving],
         "traces": [_trace(row) for row in {(row.trace_id, row.span_id): row for row in (*slowest, *failed)}.values()],
-        "errors_seen": _errors(series, store.traces(start_s, end_s, "newest", True, 500)),
+        "errors_seen": inside_summary.errors(store, between, start_s, end_s),
         "postmortems": [_postmortem(row) for row in store.postmortems(start_s, end_s, POSTMORTEMS)],
+        "breakdown": inside_summary.breakdown(between),
+        "queries": inside_summary.queries(between),
+        "findings": inside_summary.findings(store, start_s, end_s),
+        "calls": inside_summary.calls(between),
+        "layers": inside_summary.layers(between, store.totals()),
+        "custom": inside_summary.custom(between),
     }
 
 
@@ -54,12 +64,11 @@ def overall(totals: Iterable[SeriesTotal]) -> Total:
     return everything
 
 
-def rfc3339(time_s: float) -> str:
-    return datetime.fromtimestamp(time_s, timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
 def trace_name(attributes: Mapping[str, object]) -> str:
-    """The name of a server span: method and route, never a path."""
+    """The name of a transaction: method and route, never a path; of a background task its own."""
+    task = attributes.get("paste_agent.task.name")
+    if task is not None:
+        return str(task)
     method = str(attributes.get("http.request.method", "_OTHER"))
     method = "HTTP" if method == "_OTHER" else method
     route = attributes.get("http.route")
@@ -96,16 +105,9 @@ def _postmortem(row: PostmortemRow) -> dict[str, Any]:
 
 
 def figures(total: Total) -> dict[str, Any]:
+    """`latency`, and `apdex`, None where nothing was rated."""
     apdex = total.apdex()
-    return {
-        "count": total.count,
-        "sum_s": total.sum_ns / _NS,
-        "p50_s": round(total.quantile_ns(0.50) / _NS, 9),
-        "p95_s": round(total.quantile_ns(0.95) / _NS, 9),
-        "p99_s": round(total.quantile_ns(0.99) / _NS, 9),
-        "max_s": total.max_ns / _NS,
-        "apdex": None if apdex is None else round(apdex, 4),
-    }
+    return {**latency(total), "apdex": None if apdex is None else round(apdex, 4)}
 
 
 def _worker(row: RecorderRow) -> dict[str, Any]:
@@ -122,7 +124,15 @@ def _worker(row: RecorderRow) -> dict[str, Any]:
     }
 
 
+def probability_of(detail: Mapping[str, object]) -> float:
+    """That a transaction like this one is kept: one over it is how many it stands for."""
+    attributes = detail.get("attributes")
+    found = attributes.get("paste_agent.sampling.probability") if isinstance(attributes, dict) else None
+    return float(found) if isinstance(found, (int, float)) and 0 < found <= 1 else 1.0
+
+
 def _trace(row: TraceRow) -> dict[str, Any]:
+    """`spans`: how many there are inside of it. `probability`: see `probability_of`."""
     detail = row.detail or {}
     attributes = detail.get("attributes")
     exception = detail.get("exception")
@@ -138,31 +148,6 @@ def _trace(row: TraceRow) -> dict[str, Any]:
         "why_kept": [word for bit, word in WHY_KEPT.items() if row.why & bit],
         "path": attributes.get("url.path") if isinstance(attributes, dict) else None,
         "message": exception.get("message") if isinstance(exception, dict) else None,
+        "spans": len(inside_summary.dicts(detail.get("spans"))),
+        "probability": probability_of(detail),
     }
-
-
-def _errors(series: Sequence[SeriesTotal], traces: Sequence[TraceRow]) -> list[dict[str, Any]]:
-    """Errors by type and route, most frequent first; message and time of the newest that was kept."""
-    newest: dict[tuple[object, object], TraceRow] = {}
-    for row in reversed(traces):
-        newest[row.attributes.get("error.type"), row.attributes.get("http.route")] = row
-    grouped: dict[tuple[object, object], int] = {}
-    for found in series:
-        if "error.type" in found.attributes:
-            key = (found.attributes["error.type"], found.attributes.get("http.route"))
-            grouped[key] = grouped.get(key, 0) + found.total.count
-    errors: list[dict[str, Any]] = []
-    for (kind, route), count in sorted(grouped.items(), key=lambda item: -item[1]):
-        last = newest.get((kind, route))
-        exception = (last.detail or {}).get("exception") if last is not None else None
-        errors.append(
-            {
-                "type": kind,
-                "route": route,
-                "count": count,
-                "last_message": exception.get("message") if isinstance(exception, dict) else None,
-                "last_seen": rfc3339(last.started_at_ns / _NS) if last is not None else None,
-                "last_trace_id": last.trace_id.hex() if last is not None else None,
-            }
-        )
-    return errors

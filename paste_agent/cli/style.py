@@ -1,0 +1,122 @@
+"""How the commands print: figures, untrusted text, tables and bars."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console, ConsoleOptions
+from rich.measure import Measurement
+from rich.segment import Segment
+from rich.style import Style
+from rich.table import Table
+from rich.text import Text
+
+OWN = "own code"
+#: What time is spent on, and its colour wherever it is told: one that is seen on white as well as on black.
+COLOURS = {
+    "database": "blue",
+    "cache": "cyan",
+    "call": "magenta",
+    "message": "bright_magenta",
+    "template": "green",
+    "layers": "yellow",
+    "function": "default",
+    OWN: "bright_black",
+}
+#: As headings and in sentences.
+LABELS = {"call": "calls", "message": "messages", "template": "templates"}
+#: Pieces of a bar, told apart by their form where there is no colour.
+_FORMS, _ASCII_FORMS = "█▓▒░", "#=+-"
+
+
+def console_of() -> Console:
+    """The terminal. Where its encoding has no word for a character, it gets a question mark and no traceback."""
+    out: Any = sys.stdout
+    if "utf" not in str(out.encoding or "").lower() and hasattr(out, "reconfigure"):
+        out.reconfigure(errors="replace")
+    return Console(highlight=False)
+
+
+class SharesBar:
+    """A bar that is divided between what took the time. For a table: it has a fixed width."""
+
+    def __init__(self, shares: Sequence[tuple[str, float]], width: int) -> None:
+        """shares: name and share, of 1; what is beyond the whole is cut off."""
+        self.shares = shares
+        self.width = width
+
+    def cells(self) -> list[int]:
+        """Cells of each share: rounded so that together they come to the width, as far as the shares do to 1."""
+        ends: list[int] = []
+        so_far = 0.0
+        for _, share in self.shares:
+            so_far += max(0.0, share)
+            ends.append(round(min(so_far, 1.0) * self.width))
+        return [end - begin for begin, end in zip([0, *ends], ends, strict=False)]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Segment]:
+        forms = _ASCII_FORMS if options.ascii_only else _FORMS
+        one_form = console.color_system is not None and not console.no_color
+        for place, ((name, _), cells) in enumerate(zip(self.shares, self.cells(), strict=True)):
+            form = forms[0 if one_form else place % len(forms)]
+            yield Segment(form * cells, Style.parse(COLOURS.get(name, "default")))
+        yield Segment.line()
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        return Measurement(self.width, self.width)
+
+
+def table_of(title: str) -> Table:
+    return Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+    )
+
+
+def numbers(table: Table, *headings: str) -> None:
+    """Add columns of figures."""
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)
+
+
+def count_of_errors(count: int) -> Text:
+    return Text(f"{count:,}", style="red") if count else Text("0", style="dim")
+
+
+def duration(seconds: float) -> str:
+    """Three figures and a unit: 12.3 ms."""
+    for unit, scale in (("s", 1.0), ("ms", 1e-3)):
+        if seconds >= scale:
+            return f"{seconds / scale:.3g} {unit}" if seconds / scale < 100 else f"{seconds / scale:,.0f} {unit}"
+    return f"{seconds / 1e-6:.3g} µs"
+
+
+def share_text(share: float) -> str:
+    """A share as a whole per cent; what is not nothing is not shown as such."""
+    return "<1%" if 0 < share < 0.005 else f"{share:.0%}"
+
+
+def printable(text: object, limit: int = 200) -> str:
+    """Paths, messages and routes come from anybody: nothing that a terminal would obey, and no more than fits."""
+    return "".join(char if char.isprintable() else "�" for char in str(text)[:limit])
+
+
+def one_line(text: object, limit: int = 200) -> str:
+    """Text of several lines, such as a query, as one, with a mark where it is cut."""
+    line = printable(" ".join(str(text)[: 8 * limit].split()), limit + 1)
+    return line if len(line) <= limit else line[: limit - 1].rstrip() + "…"
+
+
+def place_text(code: dict[str, Any], folders: int = 2) -> str:
+    """A place in the code, the file with its last few folders: what is before them is the same for all."""
+    parts = str(code["file"]).split(os.sep)
+    file = str(code["file"]) if len(parts) <= folders + 2 else os.sep.join(["…", *parts[-folders - 1 :]])
+    return printable(f"{file}:{code['line']}" + (f" in {code['function']}" if code["function"] else ""))

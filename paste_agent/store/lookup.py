@@ -1,0 +1,93 @@
+"""Finds kept traces by their id and by what is inside of them, and when a series was counted. Reads only."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Mapping
+from typing import Any
+
+from paste_agent.kept import TraceRow
+from paste_agent.store.store import _TRACE_COLUMNS, Store, _object, _trace_row
+
+_MAX_NS = (1 << 63) - 1
+_ID_DIGITS = 32
+#: What a digest has of a detail.
+DIGEST = ("findings", "errors", "exception")
+#: As a list of JSON. What is none to SQLite, such as a NaN, still is to Python.
+_DIGEST = (
+    "CASE WHEN json_valid(detail) THEN json_extract(detail, '$.findings', '$.errors', '$.exception') ELSE detail END"
+)
+
+
+def trace_ids(store: Store, beginning: str) -> list[str]:
+    """Ids of kept traces that begin so, as hexadecimal digits; two at the most. [] where `beginning` is no digits."""
+    if not beginning or len(beginning) > _ID_DIGITS or not set(beginning.lower()) <= set("0123456789abcdef"):
+        return []
+    rows = store._db.execute(
+        "SELECT DISTINCT trace_id FROM traces WHERE trace_id BETWEEN ? AND ? LIMIT 2",
+        (bytes.fromhex(beginning.ljust(_ID_DIGITS, "0")), bytes.fromhex(beginning.ljust(_ID_DIGITS, "f"))),
+    )
+    return [trace_id.hex() for (trace_id,) in rows]
+
+
+def transactions_of(store: Store, trace_id: str, limit: int) -> list[TraceRow]:
+    """The kept transactions of a trace, in the order in which they began; `limit` at the most."""
+    rows = store._db.execute(
+        f"SELECT {_TRACE_COLUMNS} FROM traces WHERE trace_id = ? ORDER BY started_at_ns, span_id LIMIT ?",
+        (bytes.fromhex(trace_id), limit),
+    )
+    return [_trace_row(row) for row in rows]
+
+
+def digests(
+    store: Store, start_s: float, end_s: float, limit: int, part: str, *, or_failed: bool = False
+) -> list[TraceRow]:
+    """Kept transactions that began in [start_s, end_s) and whose detail has this part, newest first.
+
+    part: `findings` or `errors`. or_failed: and those that failed. Of each detail no more than DIGEST.
+    """
+    # A detail may be 100 KB, most of it spans, and few have the part: looking for its key is cheaper than reading it as
+    # JSON, and a value cannot look like a key, since its quotes are escaped.
+    detail = _DIGEST if _knows_json(store) else "detail"
+    columns = _TRACE_COLUMNS.removesuffix("detail") + detail
+    rows = store._db.execute(
+        f"SELECT {columns} FROM traces WHERE started_at_ns >= ? AND started_at_ns < ?"
+        " AND (instr(detail, ?) OR (? AND failed)) ORDER BY started_at_ns DESC LIMIT ?",
+        (int(start_s * 1e9), min(int(end_s * 1e9), _MAX_NS), f'"{part}": ', or_failed, limit),
+    )
+    return [_trace_row((*row[:-1], None))._replace(detail=_digest(row[-1])) for row in rows]
+
+
+def _knows_json(store: Store) -> bool:
+    """Whether SQLite was built with its functions for JSON; nearly all are."""
+    try:
+        store._db.execute("SELECT json_valid('{}')")
+    except sqlite3.OperationalError:
+        return False
+    return True
+
+
+def _digest(text: str | None) -> dict[str, Any]:
+    try:
+        found = json.loads(text or "{}")
+    except ValueError:
+        return {}
+    if isinstance(found, list):
+        found = dict(zip(DIGEST, found, strict=False))
+    return {name: found[name] for name in DIGEST if found.get(name) is not None} if isinstance(found, dict) else {}
+
+
+def times_seen(
+    store: Store, metric: str, start_s: float, end_s: float
+) -> list[tuple[Mapping[str, object], float, float]]:
+    """Attributes of each series of a metric, and where the first and the last rollup begin that it is in.
+
+    Of the rollups that begin in [start_s, end_s); s since the epoch, as exact as the rollups are wide.
+    """
+    rows = store._db.execute(
+        "SELECT attributes, min(start), max(start) FROM rollups JOIN series ON series.id = series"
+        " WHERE metric = ? AND start >= ? AND start < ? GROUP BY series.id",
+        (metric, start_s, end_s),
+    )
+    return [(_object(attributes), float(first), float(last)) for attributes, first, last in rows]
