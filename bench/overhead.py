@@ -83,13 +83,17 @@ class FloorBody:
 # -- subjects: each returns the wrapped application ----------------------------------------------------------------
 
 
-def paste_agent(directory, leads):
-    """leads: whether this process drains and stores for the service too, as one of its workers does."""
-    from paste_agent import filter, runtime_dir, settings
+def paste_agent(directory, leads, make=lambda: application, **more):
+    """leads: whether this process drains and stores for the service too, as one of its workers does.
 
-    keys = {"store": os.path.join(directory, "bench.sqlite"), "runtime_dir": directory, "service_name": "bench"}
+    make: of the application, once what it uses can be instrumented. more: settings.
+    """
+    from paste_agent import filter, instrument, runtime_dir, settings
+
+    keys = {"store": os.path.join(directory, "bench.sqlite"), "runtime_dir": directory, "service_name": "bench", **more}
     conf = {"__file__": os.path.join(directory, "bench.ini")}
-    wrapped = filter.main(application, conf, **keys)
+    instrument.install()
+    wrapped = filter.main(make(), conf, **keys)
     if not leads:
         import fcntl
 
@@ -280,8 +284,10 @@ def installed(module):
 
 
 def measure(names, rounds, requests, bytecode):
-    for name in names:
-        Subject(name, SUBJECTS[name][1], bytecode).close()
+    for name in names:  # what is imported late is to be compiled by then, too
+        first = Subject(name, SUBJECTS[name][1], bytecode)
+        first.ask("memory", 40)
+        first.close()
     subjects = {name: Subject(name, SUBJECTS[name][1], bytecode) for name in names}
     try:
         for subject in subjects.values():

@@ -1,31 +1,37 @@
-"""What a span costs: by itself, and around a query of sqlite3 that is instrumented.
+"""What a span costs: by itself, and around a query of a database that is instrumented.
 
-    python bench/span.py [--rounds 15]
+    python bench/span.py [--rounds 15] [--servers]
 
 Inside of a request, as an application's code. The plain and the instrumented connection take turns; a figure is the
-median of the rounds, in µs a call.
+median of the rounds: µs a call, and the instrumented call as a multiple of the plain one. --servers starts a
+PostgreSQL of its own, and a MariaDB, where they are installed.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import sqlite3
 import statistics
+import sys
 import tempfile
+from pathlib import Path
 from time import perf_counter_ns
 
 from paste_agent import filter, lifecycle, span
+from paste_agent.instrument import psycopg2 as psycopg2_instrumentation
 from paste_agent.instrument import sqlite
 
 CALLS = 5000
+CALLS_OF_SERVERS = 1000
 
 
-def per_call(call):
+def per_call(call, calls):
     begin_ns = perf_counter_ns()
-    for _ in range(CALLS):
+    for _ in range(calls):
         call()
-    return (perf_counter_ns() - begin_ns) / CALLS / 1000
+    return (perf_counter_ns() - begin_ns) / calls / 1000
 
 
 def nothing():
@@ -37,44 +43,102 @@ def a_span():
         pass
 
 
-def measure(rounds, plain):
-    sqlite.install()
+def two(make, plain, instrumented):
+    return make(plain), make(instrumented)
+
+
+def pairs_of(plain, servers):
+    """Name: what is called without the agent and with it, and how often."""
     instrumented = sqlite3.connect(":memory:").cursor()
     numbers = itertools.count()
     pairs = {
-        "span": (nothing, a_span),
-        "query, the same statement": [
-            lambda cursor=cursor: cursor.execute("SELECT 1 WHERE 1 = ?", (1,)) for cursor in (plain, instrumented)
-        ],
-        "query, never the same": [
-            lambda cursor=cursor: cursor.execute(f"SELECT 1 WHERE 1 = {next(numbers)}")
-            for cursor in (plain, instrumented)
-        ],
+        "span": (nothing, a_span, CALLS),
+        "sqlite3, the same statement": (
+            *two(lambda cursor: lambda: cursor.execute("SELECT 1 WHERE 1 = ?", (1,)), plain, instrumented),
+            CALLS,
+        ),
+        "sqlite3, the same statement and its rows": (
+            *two(lambda cursor: lambda: cursor.execute("SELECT 1 WHERE 1 = ?", (1,)).fetchall(), plain, instrumented),
+            CALLS,
+        ),
+        "sqlite3, never the same": (
+            *two(lambda cursor: lambda: cursor.execute(f"SELECT 1 WHERE 1 = {next(numbers)}"), plain, instrumented),
+            CALLS,
+        ),
     }
+    for name, (before, after) in servers.items():
+
+        def repeating(cursor):
+            def call():
+                cursor.execute("SELECT 1 WHERE 1 = %s", (1,))
+                cursor.fetchall()
+
+            return call
+
+        pairs[f"{name}, the same statement and its rows"] = (*two(repeating, before, after), CALLS_OF_SERVERS)
+    return pairs
+
+
+def measure(rounds, plain, servers):
+    pairs = pairs_of(plain, servers)
     found = {name: [] for name in pairs}
     for _ in range(rounds):
-        for name, (without, within) in pairs.items():
-            found[name].append(per_call(within) - per_call(without))
-    print("| what | added, µs |")
-    print("| --- | ---: |")
-    for name, added in found.items():
-        print(f"| {name} | {statistics.median(added):.2f} |")
+        for name, (without, within, calls) in pairs.items():
+            found[name].append((per_call(without, calls), per_call(within, calls)))
+    print("| what | plain, µs | added, µs | ratio |")
+    print("| --- | ---: | ---: | ---: |")
+    for name, times in found.items():
+        before = statistics.median(time for time, _ in times)
+        added = statistics.median(after - before for before, after in times)
+        print(f"| {name} | {before:.2f} | {added:.2f} | {(before + added) / before:.2f} |")
+
+
+def servers_of(stack):
+    """Plain and instrumented cursors of the servers that are installed."""
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    from tests.databases import NotInstalled, running_postgresql
+
+    found = {}
+    try:
+        import psycopg2
+
+        server = stack.enter_context(running_postgresql())
+    except (ImportError, NotInstalled) as missing:
+        print(f"without psycopg2: {missing}")
+        return found
+    where = {"host": server.host, "port": server.port, "user": server.user, "dbname": server.database}
+    plain_connect = getattr(psycopg2.connect, "_paste_agent", psycopg2.connect)
+    psycopg2_instrumentation.install(psycopg2)
+    plain, instrumented = (
+        stack.enter_context(contextlib.closing(connect(**where))) for connect in (plain_connect, psycopg2.connect)
+    )
+    found["psycopg2"] = plain.cursor(), instrumented.cursor()
+    return found
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--servers", action="store_true")
     options = parser.parse_args()
 
     plain = sqlite3.connect(":memory:").cursor()  # before the filter is made, which instruments what it finds
+    sqlite.install(sqlite3)
+    with contextlib.ExitStack() as stack:
+        servers = servers_of(stack) if options.servers else {}
 
-    def application(environ, start_response):
-        measure(options.rounds, plain)
-        start_response("200 OK", [])
-        return [b""]
+        def application(environ, start_response):
+            measure(options.rounds, plain, servers)
+            start_response("200 OK", [])
+            return [b""]
 
-    with tempfile.TemporaryDirectory() as directory:
-        keys = {"store": f"{directory}/a.sqlite", "runtime_dir": directory, "service_name": "bench"}
+        directory = stack.enter_context(tempfile.TemporaryDirectory())
+        keys = {
+            "store": f"{directory}/a.sqlite",
+            "runtime_dir": directory,
+            "service_name": "bench",
+            "ring_records": "1048576",
+        }
         environ = {"REQUEST_METHOD": "GET", "PATH_INFO": "/", "wsgi.url_scheme": "http"}
         body = filter.main(application, {}, **keys)(environ, lambda status, headers, exc_info=None: None)
         body.close()

@@ -1,0 +1,212 @@
+"""CPU that an agent adds to a page: three queries, a call to another service, and a template.
+
+    python bench/page.py [--rounds 15] [--pages 300] [--only NAME …] [--json]
+
+The page asks sqlite3 three times, gets another one with requests from a server in a process of its own, and renders a
+table with Jinja2: five spans. Each subject runs in a process of its own, the bare page too. The processes take turns,
+round after round; a figure is the median of all turns of the CPU time of the thread that serves, so that waiting for
+the other service counts for nobody. Peers are measured when they are installed: see bench/requirements.txt.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.server
+import importlib
+import json
+import sqlite3
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+
+import overhead
+
+#: name, what it imports
+SUBJECTS = {
+    "bare": "",
+    "bare, once more": "",
+    "paste-agent": "paste_agent",
+    "paste-agent, every page kept": "paste_agent",
+    "OpenTelemetry": "opentelemetry.instrumentation.sqlite3",
+    "OpenTelemetry, 1 %": "opentelemetry.instrumentation.sqlite3",
+    "New Relic": "newrelic",
+}
+SPANS = 5
+TEMPLATE = """<table>{% for name, price in goods %}
+<tr><td>{{ name }}</td><td>{{ "%.2f"|format(price) }}</td></tr>{% endfor %}
+</table><p>{{ stock }} in stock, {{ orders }} orders</p>"""
+
+
+class Page:
+    """The application. Made after the subject has instrumented what it uses."""
+
+    def __init__(self, port):
+        import jinja2
+        import requests
+
+        self.database = sqlite3.connect(":memory:")
+        self.database.execute("CREATE TABLE goods (id INTEGER PRIMARY KEY, name TEXT, price REAL, stock INTEGER)")
+        self.database.execute("CREATE TABLE orders (id INTEGER PRIMARY KEY, good INTEGER)")
+        rows = [(f"good {number}", number * 1.5, number) for number in range(100)]
+        self.database.executemany("INSERT INTO goods (name, price, stock) VALUES (?, ?, ?)", rows)
+        self.session = requests.Session()
+        self.url = f"http://127.0.0.1:{port}/rates"
+        self.template = jinja2.Environment(autoescape=True).from_string(TEMPLATE)
+
+    def __call__(self, environ, start_response):
+        ask = self.database.cursor
+        goods = ask().execute("SELECT name, price FROM goods WHERE id < ? ORDER BY id", (20,)).fetchall()
+        (stock,) = ask().execute("SELECT stock FROM goods WHERE id = ?", (17,)).fetchone()
+        (orders,) = ask().execute("SELECT count(*) FROM orders WHERE good = ?", (17,)).fetchone()
+        self.session.get(self.url, timeout=30)
+        body = self.template.render(goods=goods, stock=stock, orders=orders).encode()
+        start_response("200 OK", [("Content-Type", "text/html"), ("Content-Length", str(len(body)))])
+        return [body]
+
+
+class Other(http.server.BaseHTTPRequestHandler):
+    """The other service."""
+
+    protocol_version = "HTTP/1.1"
+    wbufsize = -1  # head and body at one go: else the second waits 40 ms for an acknowledgement
+
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("Content-Length", "2")
+        self.end_headers()
+        self.wfile.write(b"{}")
+
+    def log_message(self, *args):
+        pass
+
+
+# -- subjects ------------------------------------------------------------------------------------------------------
+
+
+def paste_agent(port, directory, every_page):
+    keys = {"random_traces_per_min": "1000000"} if every_page else {}
+    return overhead.paste_agent(directory, leads=False, make=lambda: Page(port), **keys)
+
+
+def opentelemetry(port, ratio):
+    from opentelemetry.instrumentation.jinja2 import Jinja2Instrumentor
+    from opentelemetry.instrumentation.requests import RequestsInstrumentor
+    from opentelemetry.instrumentation.sqlite3 import SQLite3Instrumentor
+
+    wrapper = overhead.opentelemetry(ratio)
+    for instrumentor in (SQLite3Instrumentor, RequestsInstrumentor, Jinja2Instrumentor):
+        instrumentor().instrument()
+    wrapper.wsgi = Page(port)
+    return wrapper
+
+
+def new_relic(port, directory):
+    import newrelic.agent
+
+    overhead.new_relic(directory)
+    return newrelic.agent.WSGIApplicationWrapper(Page(port))
+
+
+def wrapped_by(subject, port, directory):
+    if subject.startswith("bare"):
+        return Page(port)
+    if subject.startswith("paste-agent"):
+        return paste_agent(port, directory, "every" in subject)
+    if subject.startswith("OpenTelemetry"):
+        return opentelemetry(port, 0.01 if "1 %" in subject else 1.0)
+    return new_relic(port, directory)
+
+
+def child(subject, port):
+    """Answer lines on standard input, each with how many pages to serve, with the CPU time of one, ns."""
+    for module in ("logging", "socket", "threading", "json", "paste.deploy", "urllib.request", "ssl", "email"):
+        importlib.import_module(module)
+    with tempfile.TemporaryDirectory(dir=overhead.MEMORY, ignore_cleanup_errors=True) as directory:
+        wrapped = wrapped_by(subject, port, directory)
+        environ = overhead.environ_of(False)
+        print("ready", flush=True)
+        for line in sys.stdin:
+            print(overhead.cpu_ns_of(wrapped, environ, int(line)), flush=True)
+        if "paste_agent" in sys.modules:
+            from paste_agent import lifecycle
+
+            lifecycle.finish([])  # before the directory goes
+
+
+class Subject:
+    """A child process, asked in turns."""
+
+    def __init__(self, name, port):
+        command = [sys.executable, __file__, "--child", name, "--port", str(port)]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.times_ns = []
+        while self.process.stdout.readline() != "ready\n":  # New Relic has more to say
+            assert self.process.poll() is None, f"{name} does not start"
+
+    def serve(self, pages):
+        self.process.stdin.write(f"{pages}\n")
+        self.process.stdin.flush()
+        self.times_ns.append(float(self.process.stdout.readline()))
+
+    def close(self):
+        self.process.stdin.close()
+        self.process.wait(30)
+
+
+def measure(names, rounds, pages):
+    """Median CPU time of a page by subject, ns."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Other)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    subjects = {}
+    try:
+        for name in names:
+            subjects[name] = Subject(name, server.server_address[1])
+        for subject in subjects.values():
+            subject.serve(pages)  # to warm up
+            subject.times_ns.clear()
+        for _ in range(rounds):
+            for subject in subjects.values():
+                subject.serve(pages)
+                time.sleep(0.05)
+    finally:
+        for subject in subjects.values():
+            subject.close()
+        server.shutdown()
+        server.server_close()
+    return {name: statistics.median(subject.times_ns) for name, subject in subjects.items()}
+
+
+def table(figures):
+    bare_ns = figures["bare"]
+    print("| subject | CPU of a page, µs | of the bare page | added, µs | added for each of 5 spans, µs |")
+    print("| --- | ---: | ---: | ---: | ---: |")
+    for name, page_ns in figures.items():
+        added = (page_ns - bare_ns) / 1000
+        print(f"| {name} | {page_ns / 1000:.0f} | {page_ns / bare_ns:.2f} | {added:.1f} | {added / SPANS:.1f} |")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--pages", type=int, default=300)
+    parser.add_argument("--only", nargs="+", choices=SUBJECTS, help="the bare page is always measured")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        child(options.child, options.port)
+        return
+    names = [name for name in SUBJECTS if name == "bare" or not options.only or name in options.only]
+    missing = [name for name in names if not overhead.installed(SUBJECTS[name])]
+    figures = measure([name for name in names if name not in missing], options.rounds, options.pages)
+    print(json.dumps(figures, indent=2)) if options.json else table(figures)
+    if missing:
+        print(f"not installed, so not measured: {', '.join(missing)}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
