@@ -1,20 +1,25 @@
 """Writes the pages and the picture that come from the code.
 
     python docs/generate.py                        docs/settings.md and docs/metrics.md
-    python docs/generate.py --picture INI          docs/images/report.svg, of what INI's service has measured
+    python docs/generate.py --pictures INI ID      docs/images/report.svg and trace.svg, of what INI's service has
+                                                   measured, and of the trace with that ID
 
 A test fails while the two pages are not what this writes.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from paste_agent import metrics, settings
 
 DOCS = Path(__file__).parent
+WIDTH = 108
 
 SETTINGS_HEAD = """# Settings
 
@@ -76,6 +81,23 @@ one that could not begin to serve. `paste_agent.worker.recycled` counts those th
 number of values of `paste_agent.worker.boot.duration` is the number of starts. `boot` and the durations of starts are
 known under `gunicorn_paster` and the server runner.
 
+`db.client.operation.duration` has `db.system.name`, `db.namespace`, `db.operation.name`, `db.collection.name`,
+`db.query.summary` and `error.type`, each where it is known; Redis and memcached are counted there too.
+`http.client.request.duration` has `http.request.method`, `server.address`, `server.port`,
+`http.response.status_code` and `error.type`. Both count every call that a transaction makes, whether its trace is kept
+or not.
+
+`paste_agent.transaction.part.duration` has a value for each transaction that spent time on a `paste_agent.part`:
+`database`, `cache`, `call`, `message`, `template`, `layers`, `gc`, `cpu`; with `http.request.method` and `http.route`.
+`paste_agent.transaction.part.spans` is how many spans that were. `paste_agent.layer.duration` and
+`paste_agent.layer.load.duration` have `paste.layer`, the section's name in the ini.
+
+`paste_agent.errors` has `error.type`, `paste_agent.error.place`, `http.route`, and `paste_agent.error.expected` where
+it is true. What an application counts and times itself goes by the names that it gives.
+
+`paste_agent.spans.dropped` counts what gave way to requests when half of a ring was full: durations of calls and parts
+are too low by that, requests are not.
+
 `paste_agent.background_task.duration` has `paste_agent.task.name` and, for those that failed, `error.type`.
 
 `paste_agent.internal.errors` with the reason `bad_recorder` counts flight recorders that were written over or cut short
@@ -83,18 +105,23 @@ by somebody else: they are set aside, and what they held is not counted.
 
 # Traces
 
-A server span for each transaction that is kept. All others are counted in the metrics above and leave no span. Kept is
+A server span for each transaction that is kept, with the spans inside of it: kind CLIENT for databases, caches and
+calls, PRODUCER for messages, INTERNAL for templates, views and functions; a background task is a span of kind INTERNAL.
+All others are counted in the metrics above and leave no span. Kept is
 
 | `paste_agent.why_kept` | what | bound, a minute and process |
 | --- | --- | --- |
 | `parent` | the caller's `traceparent` says sampled | `parent_traces_per_min` |
 | `random` | chance; it adapts to the traffic | `random_traces_per_min` |
 | `slow` | it took longer than `slow_request_s` | `slow_traces_per_min` |
-| `failed` | a 5xx, or an exception that left the application | `failed_traces_per_min` |
+| `failed` | a 5xx, or an exception that left the application or was handled | `failed_traces_per_min` |
+| `queries` | a slow query, or one that is repeated | `query_traces_per_min` |
 | `lost` | its worker died over it | 20 a worker that died |
 
 Each bound is a bucket of its own: neither an outage nor a client that sets the sampled flag on every request
 multiplies what is stored and sent.
+
+`paste_agent.sampling.probability` is how likely a transaction like this one is to be kept; 1 where it is not there.
 
 A slow request carries `code.stacktrace`: where it was when its stack was last taken, `paste_agent.stack.age` seconds
 after its start. A lost request is a failed span with the `error.type` `worker_<reason>`, as long as it was in flight.
@@ -103,6 +130,8 @@ after its start. A lost request is a failed span with the `error.type` `worker_<
 
 An exception of a kept transaction is a log record of severity ERROR with `exception.type`, `exception.message` and
 `exception.stacktrace`, bound to its span.
+
+With `forward_logs`, records of the application's own log are sent as well, bound to the span that ran.
 
 A worker that died is a log record of severity ERROR, event `paste_agent.worker.lost`, for each request that it took
 along, bound to the span of that request: the post-mortem is its body, and `code.stacktrace`, `paste_agent.span`,
@@ -113,8 +142,10 @@ along, bound to the span of that request: the post-mortem is its body, and `code
 def default_of(row: settings.Setting) -> str:
     if row.default_text:
         return row.default_text
-    if row.default in (None, {}):
+    if row.default in (None, {}, ()):
         return "–"
+    if isinstance(row.default, tuple):
+        return f"`{' '.join(map(str, row.default))}`"
     if isinstance(row.default, bool):
         return f"`{str(row.default).lower()}`"
     return f"`{row.default:g}`" if isinstance(row.default, float) else f"`{row.default}`"
@@ -136,26 +167,42 @@ def metrics_page() -> str:
     return METRICS_HEAD + "".join(rows) + METRICS_TAIL
 
 
-def picture(ini: str) -> None:
-    """The report of a service, as a terminal shows it."""
+def pictures(ini: str, trace_id: str) -> None:
+    """The report of a service, and one of its traces, as a terminal shows them."""
+    from paste_agent.cli import report, trace
+
+    picture("report", f"paste-agent report {os.path.basename(ini)}", [report.page_of(ini)])
+    picture("trace", f"paste-agent trace {os.path.basename(ini)} {trace_id}", trace.page_of(ini, trace_id, WIDTH))
+
+
+def picture(name: str, title: str, lines: Iterable[Any]) -> None:
     from rich.console import Console
 
-    from paste_agent.cli import report
-
     with open("/dev/null", "w") as nowhere:
-        console = Console(record=True, width=104, highlight=False, file=nowhere, force_terminal=True)
-        console.print(report.page_of(ini))
-        svg = console.export_svg(title=f"paste-agent report {ini}")
+        console = Console(record=True, width=WIDTH, highlight=False, file=nowhere, force_terminal=True)
+        for line in lines:
+            console.print(elsewhere(line))
+        svg = console.export_svg(title=title)
     # rich asks another host for its font; a page of ours asks nobody, and any monospaced font does.
     svg = re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL)
-    (DOCS / "images" / "report.svg").write_text(svg, encoding="utf-8")
+    (DOCS / "images" / f"{name}.svg").write_text(svg, encoding="utf-8")
+
+
+def elsewhere(line: Any) -> Any:
+    """A line that names a file of this checkout, as if it lay in another place: whose machine it is says nothing."""
+    from rich.text import Text
+
+    root = str(DOCS.resolve().parent)
+    if not isinstance(line, Text) or root not in line.plain:
+        return line
+    return Text(line.plain.replace(root, "/srv/shop"), style=line.style)
 
 
 PAGES = {"settings.md": settings_page, "metrics.md": metrics_page}
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--picture"]:
-        picture(sys.argv[2])
+    if sys.argv[1:2] == ["--pictures"]:
+        pictures(sys.argv[2], sys.argv[3])
     else:
         for name, page in PAGES.items():
             (DOCS / name).write_text(page(), encoding="utf-8")

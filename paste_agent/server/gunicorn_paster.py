@@ -26,7 +26,7 @@ from paste_agent.server.rehearsal import rehearse
 USAGE = "%(prog)s [OPTIONS] FILE.ini[#app]"
 
 #: Modules between `load` and the application: an error that none but them took part in needs no traceback.
-_LOADERS = (__name__, "paste.deploy", "importlib", "configparser", "_frozen_importlib")
+_LOADERS = (__name__, "paste_agent.layers", "paste.deploy", "importlib", "configparser", "_frozen_importlib")
 
 
 class PasterApplication(IniApplication):
