@@ -10,7 +10,7 @@ from __future__ import annotations
 import faulthandler
 import os
 
-from paste_agent import native
+from paste_agent import runtime_dir
 
 SUFFIX = ".crash"
 #: More than this is not read of a file.
@@ -68,14 +68,7 @@ def written_at_ns(path: str) -> int:
 
 def read(path: str) -> str:
     """What it says; '' where there is no such file, or it is none to read."""
-    with native.UNDIVIDED:  # a child that is forked meanwhile would have the file open as well
-        try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        except OSError:
-            return ""
-        try:
-            return os.read(descriptor, MAX_BYTES).decode("utf-8", "replace")
-        except OSError:
-            return ""
-        finally:
-            os.close(descriptor)
+    try:
+        return runtime_dir.read_file(path, MAX_BYTES).decode("utf-8", "replace")
+    except OSError:
+        return ""

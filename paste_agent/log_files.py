@@ -6,11 +6,10 @@ Files survive the process that wrote them. They are untrusted when they are read
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from paste_agent import native
+from paste_agent import runtime_dir
 
 SUFFIX = ".logs"
 #: Of one file; a reporter writes one a second at the most.
@@ -38,24 +37,12 @@ class LogRow(NamedTuple):
 
 def write(path: str, rows: Sequence[LogRow]) -> None:
     """Make the file, whole or not at all. Raises OSError."""
-    data = b"".join(_line(row) for row in rows)
-    unfinished = f"{path}.new"
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    with native.UNDIVIDED:  # a child that is forked meanwhile would have the file open as well
-        with open(os.open(unfinished, flags, 0o600), "wb") as file:
-            file.write(data)
-        os.rename(unfinished, path)
+    runtime_dir.write_file(path, b"".join(_line(row) for row in rows))
 
 
 def read(path: str) -> list[LogRow]:
     """The rows of a file; lines that are no rows are passed over. Raises OSError."""
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    with native.UNDIVIDED:
-        descriptor = os.open(path, flags)
-        try:
-            data = os.read(descriptor, MAX_BYTES)
-        finally:
-            os.close(descriptor)
+    data = runtime_dir.read_file(path, MAX_BYTES)
     found = [_row(line) for line in data.splitlines()[:MAX_ROWS]]
     return [row for row in found if row is not None]
 

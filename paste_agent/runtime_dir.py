@@ -12,6 +12,7 @@ import time
 import zlib
 from collections.abc import Iterator, Mapping
 
+from paste_agent import native
 from paste_agent.errors import RuntimeDirError
 from paste_agent.recorder import layout
 from paste_agent.settings import Settings, file_name_of
@@ -121,3 +122,24 @@ def remove_stale(path: str) -> None:
             os.unlink(path)
     except OSError:
         pass
+
+
+def write_file(path: str, data: bytes) -> None:
+    """Make a private file, whole or not at all. Raises OSError."""
+    unfinished = f"{path}.new"
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    with native.UNDIVIDED:  # a child that is forked meanwhile would have the file open as well
+        with open(os.open(unfinished, flags, 0o600), "wb") as file:
+            file.write(data)
+        os.rename(unfinished, path)
+
+
+def read_file(path: str, most: int) -> bytes:
+    """What a file says, `most` bytes at the most; no link is followed, and nothing is waited for. Raises OSError."""
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    with native.UNDIVIDED:
+        descriptor = os.open(path, flags)
+        try:
+            return os.read(descriptor, most)
+        finally:
+            os.close(descriptor)

@@ -377,25 +377,31 @@ class Transaction:
             inside = self.inside = Inside()
         if inside.identity is None:
             sampler = self.recorder.sampler
-            found = self._identity(self.environ or {})
+            environ = self.environ or {}
+            found = self._identity(environ, self._parent(environ))
             if not found.parent_sampled and sampler.choose(self.number):
                 inside.why |= layout.KEPT_RANDOM
                 inside.remarkable = True
-            inside.identity = found._replace(sampled=found.parent_sampled or bool(inside.why & layout.KEPT_RANDOM))
+            baggage = environ.get("HTTP_BAGGAGE") if "baggage" in self.recorder.propagators else None
+            inside.identity = found._replace(
+                sampled=found.parent_sampled or bool(inside.why & layout.KEPT_RANDOM),
+                baggage=propagation.parse_baggage(baggage) if baggage.__class__ is str else "",
+            )
         return inside.identity
 
-    def _identity(self, environ: Environ) -> Identity:
-        recorder = self.recorder
+    @staticmethod
+    def _parent(environ: Environ) -> propagation.Parent | None:
         header = environ.get("HTTP_TRACEPARENT")
-        parent = None
-        if header.__class__ is str:
-            parent = propagation.parse_traceparent(header)
+        return propagation.parse_traceparent(header) if header.__class__ is str else None
+
+    def _identity(self, environ: Environ, parent: propagation.Parent | None) -> Identity:
+        """What is known of it without being passed on; costs more than most requests that are not kept are worth."""
+        recorder = self.recorder
         # Those that a post-mortem would name, had the process died.
         trace_id, span_id = (
             layout.minted_ids(recorder.id, self.number) if self.slot else (recorder.new_id(16), recorder.new_id(8))
         )
         tracestate = environ.get("HTTP_TRACESTATE")
-        baggage = environ.get("HTTP_BAGGAGE") if "baggage" in recorder.propagators else None
         return Identity(
             trace_id=parent.trace_id if parent is not None else trace_id,
             span_id=span_id,
@@ -405,7 +411,7 @@ class Transaction:
             tracestate=propagation.parse_tracestate(tracestate)
             if parent is not None and tracestate.__class__ is str
             else "",
-            baggage=propagation.parse_baggage(baggage) if baggage.__class__ is str else "",
+            baggage="",
         )
 
     def _keep(self, environ: Environ, number: int, series: int, duration_ns: int) -> int:
@@ -415,17 +421,17 @@ class Transaction:
         """
         recorder, inside, sampler = self.recorder, self.inside, self.recorder.sampler
         identity = inside.identity if inside is not None else None
-        if identity is None:
-            identity = self._identity(environ)
+        parent = self._parent(environ)
+        parent_sampled = parent is not None and parent.sampled
         raised = inside.raised if inside is not None else None
         noted = inside is not None and inside.errors is not None
         # Others have been told that chance passed it over: it does not get a second one.
-        told = inside is not None and inside.identity is not None and not identity.parent_sampled
+        told = identity is not None and not parent_sampled
         why = sampler.decide(
             -1 if told else self.number,
             duration_ns,
             failed=series >= FAILED and not noted,
-            parent_sampled=identity.parent_sampled,
+            parent_sampled=parent_sampled,
             queries=inside is not None and inside.notable,
             decided=inside.why if inside is not None else 0,
         )
@@ -433,6 +439,8 @@ class Transaction:
             why |= layout.KEPT_FAILED
         if why == 0:
             return 0
+        if identity is None:
+            identity = self._identity(environ, parent)
         recorder.write_ids(number, identity.trace_id, identity.span_id, identity.parent_id)
         slow = duration_ns > sampler.slow_ns
         recorder.kept.append(
@@ -460,7 +468,7 @@ class Transaction:
                 probability=sampler.probability(
                     slow=slow,
                     failed=series >= FAILED or noted,
-                    parent_sampled=identity.parent_sampled,
+                    parent_sampled=parent_sampled,
                     queries=inside is not None and inside.notable,
                 ),
             )
