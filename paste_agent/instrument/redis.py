@@ -86,38 +86,21 @@ def install(module: ModuleType) -> None:
     )
 
 
-def _executing(original: Callable[..., Any]) -> Callable[..., Any]:
-    def execute_command(self: Any, *args: Any, **options: Any) -> Any:
+def _spanned(
+    original: Callable[..., Any], command_of: Callable[[Any, tuple[Any, ...]], Command | None]
+) -> Callable[..., Any]:
+    """Around what sends one command, or all of a pipeline. command_of: which; None: nothing that is to be seen."""
+
+    def execute(self: Any, *args: Any, **options: Any) -> Any:
         if _get() is None:
             return original(self, *args, **options)
-        command = _command_of(self, args)
-        span = begin(CACHE, command.text)
-        if span is None:
-            return original(self, *args, **options)
-        failed = None
-        try:
-            return original(self, *args, **options)
-        except BaseException as error:
-            failed = type_name(error)
-            raise
-        finally:
-            key = command.key if failed is None else command.key_of(failed)
-            end(span, command.operation, key, failed, command.attributes)
-
-    return execute_command
-
-
-def _executing_all(original: Callable[..., Any]) -> Callable[..., Any]:
-    def execute(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if _get() is None:
-            return original(self, *args, **kwargs)
-        command = _pipeline_of(self)
+        command = command_of(self, args)
         span = None if command is None else begin(CACHE, command.text)
         if span is None or command is None:
-            return original(self, *args, **kwargs)
+            return original(self, *args, **options)
         failed = None
         try:
-            return original(self, *args, **kwargs)
+            return original(self, *args, **options)
         except BaseException as error:
             failed = type_name(error)
             raise
@@ -126,6 +109,14 @@ def _executing_all(original: Callable[..., Any]) -> Callable[..., Any]:
             end(span, command.operation, key, failed, command.attributes)
 
     return execute
+
+
+def _executing(original: Callable[..., Any]) -> Callable[..., Any]:
+    return _spanned(original, _command_of)
+
+
+def _executing_all(original: Callable[..., Any]) -> Callable[..., Any]:
+    return _spanned(original, lambda pipeline, args: _pipeline_of(pipeline))
 
 
 def _listening(original: Callable[..., Any]) -> Callable[..., Any]:
