@@ -127,14 +127,8 @@ class ParentHeaders:
         return self.application(environ, start_response)
 
 
-def main(app: WSGIApplication, global_conf: Mapping[str, str], **local_conf: str) -> WSGIApplication:
-    """The `paste.filter_app_factory`: the application, measured; the application itself when `enabled` is false.
-
-    Raises SettingError, one line that names section, key, value and cure.
-    """
-    global_conf = global_conf or {}
-    section = ini.section_of(global_conf) if global_conf.get("__file__") else settings.DEFAULT_SECTION
-    effective = settings.load(local_conf, global_conf, os.environ, section)
+def measured(app: WSGIApplication, effective: settings.Settings) -> WSGIApplication:
+    """The application, measured; the application itself when `enabled` is false. Warns of what it cannot trace."""
     if not effective.enabled:
         return app
     instrument.install_for(effective)
@@ -146,9 +140,19 @@ def main(app: WSGIApplication, global_conf: Mapping[str, str], **local_conf: str
         functions.install(effective.trace_functions, agent.warn)
     if effective.gc_pauses:
         pauses.install()
-    measured = AgentFilter(pauses.CpuClock(app) if effective.cpu_time else app, agent)
+    inner = AgentFilter(pauses.CpuClock(app) if effective.cpu_time else app, agent)
     formats = _PARENT_FORMATS & set(effective.propagators)
-    return measured if formats == {"tracecontext"} else ParentHeaders(measured, formats)
+    return inner if formats == {"tracecontext"} else ParentHeaders(inner, formats)
+
+
+def main(app: WSGIApplication, global_conf: Mapping[str, str], **local_conf: str) -> WSGIApplication:
+    """The `paste.filter_app_factory`: the application, measured; the application itself when `enabled` is false.
+
+    Raises SettingError, one line that names section, key, value and cure.
+    """
+    global_conf = global_conf or {}
+    section = ini.section_of(global_conf) if global_conf.get("__file__") else settings.DEFAULT_SECTION
+    return measured(app, settings.load(local_conf, global_conf, os.environ, section))
 
 
 layers.install(main)  # a loader imports this module before it makes anything of a pipeline

@@ -16,6 +16,9 @@ from urllib.parse import unquote, urlsplit
 
 from paste_agent.errors import SettingError
 
+#: Variables that are no keys: the file that settings come from where no pipeline has a section of ours, and which of
+#: its sections is laid over the first.
+CONFIG_FILE, ENVIRONMENT = "PASTE_AGENT_CONFIG_FILE", "PASTE_AGENT_ENVIRONMENT"
 SIGNALS = ("traces", "metrics", "logs")
 #: A store that is not to survive a reboot: it lives in the runtime directory.
 IN_MEMORY = "memory"
@@ -441,7 +444,9 @@ def load(
             # Without its value, which may be the secret of a misspelt `headers`.
             raise SettingError(f"[{section}] {key}", None, _cure_of_unknown(key, TABLE))
     for name in environ:
-        if name.startswith("PASTE_AGENT_") and name not in _VARIABLES and not name.startswith("PASTE_AGENT__"):
+        if not name.startswith("PASTE_AGENT_") or name.startswith("PASTE_AGENT__"):
+            continue
+        if name not in _VARIABLES and name not in (CONFIG_FILE, ENVIRONMENT):
             raise SettingError(name, None, _cure_of_unknown(name, _VARIABLES))
     values: dict[str, object] = {}
     origins: dict[str, str] = {}

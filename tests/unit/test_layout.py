@@ -34,7 +34,7 @@ ORDER = [
     *("instrument.http_client", "instrument"),
     *("functions", "pauses", "layers"),
     "filter",
-    *("server", "demo", "cli"),
+    *("launch", "server", "demo", "cli"),
 ]
 
 #: Where a dependency may be imported at all, in functions too.
