@@ -30,7 +30,7 @@ def spans_of(inside: Inside, span_id: bytes, start_ns: int) -> list[dict[str, An
 
     span_id: of the transaction. A span whose service was told of it keeps its id, the others get theirs here.
     """
-    found = sorted(map(FinishedSpan._make, list(inside.finished)))
+    found = sorted(map(FinishedSpan.of, list(inside.finished)))
     ids = {span.number: (span.span_id or _id_of(span_id, span.number)).hex() for span in found}
     return [_as_json(span, ids, start_ns) for span in found]
 
@@ -83,7 +83,7 @@ def findings_of(inside: Inside, repeated: int, slow_query_ns: int, *, texts: boo
     """
     groups: dict[tuple[int, str], list[FinishedSpan]] = {}
     found: list[dict[str, Any]] = []
-    for span in map(FinishedSpan._make, list(inside.finished)):
+    for span in map(FinishedSpan.of, list(inside.finished)):
         # Fetching what a statement has found is not to execute it again.
         if span.category == DATABASE and not span.name.startswith("fetch "):
             text = str((span.attributes or {}).get("db.query.text") or span.name)

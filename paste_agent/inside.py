@@ -6,7 +6,6 @@ Made when there is the first of either; most requests of a service that only ser
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from itertools import count
 from typing import Any, NamedTuple
 
 from paste_agent.raised import Raised, origin_of, place_of, raised_of, type_name
@@ -22,12 +21,29 @@ MAX_ERRORS = 10
 MAX_ATTRIBUTES = 64
 
 AttributeValue = str | int | float | bool
+#: Attributes of a span: a mapping, or a function that makes one and its arguments. The reporter calls it, of those few
+#: spans that are kept.
+Attributes = Mapping[str, object] | tuple[Any, ...]
+
+
+def resolved(attributes: Attributes | None) -> Mapping[str, object]:
+    """The mapping of a span's attributes."""
+    if attributes.__class__ is tuple:
+        make, *args = attributes
+        found: Mapping[str, object] = make(*args)
+        return found
+    return attributes or {}  # type: ignore[return-value]  # no tuple
+
+
+def with_one(attributes: Attributes, key: str, value: object) -> dict[str, object]:
+    """Attributes, and one more."""
+    return {**resolved(attributes), key: value}
 
 
 class FinishedSpan(NamedTuple):
     """A span that has ended, as the reporter gets it when its transaction is kept."""
 
-    number: int  #: in its transaction, from 1, in the order in which they began
+    number: int  #: in its process, from 1, in the order in which they began
     parent: int  #: number of the span around it; 0: none
     category: int
     name: str
@@ -38,6 +54,12 @@ class FinishedSpan(NamedTuple):
     span_id: bytes | None  #: of a call whose service was told
     attributes: Mapping[str, object] | None
     code: tuple[str, int, str] | None  #: file, line and function that it was called from
+
+    @classmethod
+    def of(cls, done: tuple[Any, ...]) -> FinishedSpan:
+        """One of `Inside.finished`, with its attributes as a mapping. For the reporter."""
+        span = cls._make(done)
+        return span if span.attributes is None else span._replace(attributes=resolved(span.attributes))
 
 
 class SeenError(NamedTuple):
@@ -66,7 +88,6 @@ class Inside:
 
     __slots__ = (
         "attributes",
-        "begun",
         "counts",
         "errors",
         "finished",
@@ -83,7 +104,6 @@ class Inside:
     )
 
     def __init__(self) -> None:
-        self.begun = count(1).__next__
         self.finished: list[tuple[Any, ...]] = []  #: as FinishedSpan has them
         self.times = [0] * len(PARTS)  #: ns, by part
         self.counts = [0] * len(PARTS)

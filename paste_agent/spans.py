@@ -7,7 +7,7 @@ raises anything, and without a transaction `begin` returns None and nothing else
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ContextDecorator
 from contextvars import Token
 from time import perf_counter_ns
@@ -15,11 +15,11 @@ from types import TracebackType
 from typing import Any
 
 from paste_agent import propagation
-from paste_agent.inside import DATABASE, FUNCTION, MAX_SPANS, PARTS, Inside
+from paste_agent.inside import DATABASE, FUNCTION, MAX_SPANS, PARTS, Attributes, Inside
 from paste_agent.raised import BETWEEN, is_library, type_name
 from paste_agent.recorder import layout
 from paste_agent.recorder.layout import SPAN_AT
-from paste_agent.recorder.writer import SpanKey
+from paste_agent.recorder.writer import Key, SpanKey
 from paste_agent.transaction import UnderWay, Within, current
 
 _ROOM = layout.SPAN.size - 8
@@ -71,23 +71,25 @@ def begin(category: int, text: bytes) -> Span | None:
     if around is None:
         return None
     try:
-        transaction = around.transaction
+        # To ask a transaction for itself is a call.
+        transaction: UnderWay = around.transaction if around.__class__ is Span else around  # type: ignore[assignment]
         if transaction.environ is None:  # it has ended; a thread that it began has not
             return None
         inside = transaction.inside
         if inside is None:
             inside = transaction.inside = Inside()
+        recorder = transaction.recorder
         span = Span()
         span.around = around
         span.transaction = transaction
         span.category = category
-        span.number = inside.begun()
+        span.number = recorder.next_span()
         span.text = text
         span.children_ns = 0
         span.span_id = span.attributes = None
         slot = transaction.slot
         if slot:
-            _pack_span(transaction.recorder.buffer, slot + SPAN_AT, transaction.number, text)
+            _pack_span(recorder.buffer, slot + SPAN_AT, transaction.number, text)
         span.token = _set(span)
         span.start_ns = perf_counter_ns()
         return span
@@ -99,9 +101,9 @@ def begin(category: int, text: bytes) -> Span | None:
 def end(
     span: Span,
     name: str,
-    key: SpanKey | None = None,
+    key: SpanKey | Key | None = None,
     failed: str | None = None,
-    attributes: Mapping[str, object] | None = None,
+    attributes: Attributes | None = None,
 ) -> None:
     """The span has ended. Raises nothing.
 
@@ -109,7 +111,7 @@ def end(
     failed: `error.type`. attributes: of the span in a kept trace; not changed afterwards.
     """
     end_ns = perf_counter_ns()
-    around, transaction = span.around, span.transaction
+    transaction = span.transaction
     recorder = transaction.recorder
     try:
         try:
@@ -118,13 +120,13 @@ def end(
         except ValueError:  # it ends in another context than it began in
             pass
         start_ns = span.start_ns
-        duration_ns = end_ns - start_ns
+        own_ns = duration_ns = end_ns - start_ns
         if key is not None:
             recorder.record_span(key, start_ns, duration_ns, failed is not None)
         inside = transaction.inside
         if transaction.environ is None or inside is None:
             return
-        slot = transaction.slot
+        around, slot = span.around, transaction.slot
         if around.__class__ is Span:
             around.children_ns += duration_ns
             parent = around.number
@@ -134,8 +136,9 @@ def end(
             parent = 0
             if slot:
                 recorder.longs[(slot + SPAN_AT) >> 3] = 0
-        # Threads of one transaction may have had spans inside of this one at the same time.
-        own_ns = duration_ns - span.children_ns if duration_ns > span.children_ns else 0
+        if span.children_ns:
+            # Threads of one transaction may have had spans inside of this one at the same time.
+            own_ns = duration_ns - span.children_ns if duration_ns > span.children_ns else 0
         category = span.category
         if category < _own_parts:
             inside.times[category] += own_ns
@@ -146,10 +149,11 @@ def end(
             times = queries.get(text, 0) + 1
             if times > 1 or len(queries) < MAX_SPANS:
                 queries[text] = times
-            if times >= sampler.repeated or duration_ns > sampler.slow_query_ns:
+            slow = duration_ns > sampler.slow_query_ns
+            if slow or times >= sampler.repeated:
                 # Worth a trace, with where it was issued: a statement that repeats tells it once.
                 inside.notable = inside.remarkable = True
-                code = caller() if times == sampler.repeated or duration_ns > sampler.slow_query_ns else None
+                code = caller() if slow or times == sampler.repeated else None
         if len(inside.finished) < MAX_SPANS:
             # As FinishedSpan has them; a plain tuple is made in a tenth of the time.
             done = (span.number, parent, category, name, start_ns, duration_ns, own_ns, failed, span.span_id, attributes, code)  # fmt: skip  # noqa: E501

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 
 from paste_agent import sql
 from paste_agent.recorder import layout
-from paste_agent.recorder.writer import SpanKey
+from paste_agent.recorder.writer import Key, SpanKey
 from paste_agent.sql_summary import VERBS
 from paste_agent.transaction import current
 
@@ -22,6 +22,8 @@ MAX_KEY = 8192
 #: Statements in one generation; of those databases that are met first, and of all others.
 _GENERATION, _SMALL_GENERATION = 512, 64
 _MANY_SOURCES, _MAX_SOURCES = 8, 64
+#: What statements of one database are counted under; there are no more series of them anyhow.
+_MAX_KEYS = 2000
 #: Statements of which no more is remembered than that they came.
 _MAX_SEEN = 2048
 #: Statements a second and process that are parsed because they are new, and as many because they come again.
@@ -40,7 +42,7 @@ class Prepared:
     __slots__ = ("_fetching", "attributes", "key", "name", "operation", "text")
 
     def __init__(
-        self, text: bytes, name: str, operation: str | None, key: SpanKey, attributes: Mapping[str, object]
+        self, text: bytes, name: str, operation: str | None, key: SpanKey | Key, attributes: Mapping[str, object]
     ) -> None:
         self.text = text  #: for the black box, UTF-8
         self.name = name  #: of the span
@@ -106,6 +108,7 @@ class Source:
         "__weakref__",
         "_commands",
         "_generation",
+        "_keys",
         "_old",
         "_seen",
         "_seen_before",
@@ -147,6 +150,7 @@ class Source:
         self._old: dict[str, Prepared] = {}
         self._commands: dict[str, Prepared] = {}
         self._verbs: dict[str | None, _Common] = {}
+        self._keys: dict[tuple[str | None, ...], Key] = {}
         # Hashes: what never comes again fills nothing.
         self._seen: set[int] = set()
         self._seen_before: set[int] = set()
@@ -211,8 +215,14 @@ class Source:
             attributes=self._attributes(parsed, statement),
         )
 
-    def _key(self, operation: str | None, collection: str | None, summary: str | None) -> SpanKey:
-        return layout.KIND_DATABASE, (self.system, self.namespace, operation, collection, summary, None)
+    def _key(self, operation: str | None, collection: str | None, summary: str | None) -> SpanKey | Key:
+        fields = self.system, self.namespace, operation, collection, summary, None
+        key = self._keys.get(fields)
+        if key is None:
+            if len(self._keys) >= _MAX_KEYS:  # one that is not found again must not be remembered as itself
+                return layout.KIND_DATABASE, fields
+            key = self._keys[fields] = Key(layout.KIND_DATABASE, fields)
+        return key
 
     def _attributes(self, parsed: sql.Statement, statement: str) -> dict[str, object]:
         found = dict(self.common)
@@ -243,7 +253,7 @@ class Source:
         return Later(self, statement, common)
 
 
-_Common = tuple[bytes, str, str | None, SpanKey]
+_Common = tuple[bytes, str, str | None, SpanKey | Key]
 
 
 class Later(Mapping[str, object]):
@@ -275,7 +285,7 @@ class Later(Mapping[str, object]):
         return self._common[2]
 
     @property
-    def key(self) -> SpanKey:
+    def key(self) -> SpanKey | Key:
         return self._common[3]
 
     @property
@@ -316,7 +326,7 @@ def _verb_of(word: str | None) -> str | None:
     return verb if verb in VERBS else None
 
 
-def _failed(key: SpanKey, error_type: str) -> SpanKey:
+def _failed(key: SpanKey | Key, error_type: str) -> SpanKey:
     kind, fields = key
     return kind, (*fields[:-1], error_type)
 

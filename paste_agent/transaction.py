@@ -36,6 +36,7 @@ TRANSACTION_KEY = "paste_agent.transaction"
 
 _pack_record = RECORD_BODY.pack_into
 _pack_answer = ANSWER.pack_into
+_NO_ID = bytes(8)
 _MAX_PATH = 1024
 _MAX_HEADER = 256
 #: In the place of a series: the application does not want this transaction to be counted.
@@ -348,11 +349,11 @@ class Transaction:
         try:
             if layers is not None:
                 recorder.record_part(series, LAYERS, end_ns, sum([own_ns for _, own_ns in layers]), len(layers))
-            if inside is not None and any(inside.counts):
-                times = inside.times
+            if inside is not None:
+                times, record_part = inside.times, recorder.record_part
                 for part, spans in enumerate(inside.counts):
                     if spans:
-                        recorder.record_part(series, part, end_ns, times[part], spans)
+                        record_part(series, part, end_ns, times[part], spans)
             if series >= FAILED or (inside is not None and inside.errors is not None):
                 self._leave_errors(series, end_ns)
         except Exception as fault:
@@ -375,43 +376,43 @@ class Transaction:
         inside = self.inside
         if inside is None:
             inside = self.inside = Inside()
-        if inside.identity is None:
-            sampler = self.recorder.sampler
+        identity = inside.identity
+        if identity is None:
             environ = self.environ or {}
-            found = self._identity(environ, self._parent(environ))
-            if not found.parent_sampled and sampler.choose(self.number):
+            parent = self._parent(environ)
+            sampled = parent is not None and parent.sampled
+            if not sampled and self.recorder.sampler.choose(self.number):
                 inside.why |= layout.KEPT_RANDOM
-                inside.remarkable = True
+                inside.remarkable = sampled = True
             baggage = environ.get("HTTP_BAGGAGE") if "baggage" in self.recorder.propagators else None
-            inside.identity = found._replace(
-                sampled=found.parent_sampled or bool(inside.why & layout.KEPT_RANDOM),
-                baggage=propagation.parse_baggage(baggage) if baggage.__class__ is str else "",
+            identity = inside.identity = self._identity(
+                environ, parent, sampled, propagation.parse_baggage(baggage) if baggage.__class__ is str else ""
             )
-        return inside.identity
+        return identity
 
     @staticmethod
     def _parent(environ: Environ) -> propagation.Parent | None:
         header = environ.get("HTTP_TRACEPARENT")
         return propagation.parse_traceparent(header) if header.__class__ is str else None
 
-    def _identity(self, environ: Environ, parent: propagation.Parent | None) -> Identity:
-        """What is known of it without being passed on; costs more than most requests that are not kept are worth."""
+    def _identity(self, environ: Environ, parent: propagation.Parent | None, sampled: bool, baggage: str) -> Identity:
+        """Costs more than most requests are worth that are neither kept nor call anybody."""
         recorder = self.recorder
         # Those that a post-mortem would name, had the process died.
         trace_id, span_id = (
             layout.minted_ids(recorder.id, self.number) if self.slot else (recorder.new_id(16), recorder.new_id(8))
         )
+        if parent is None:
+            return Identity(trace_id, span_id, _NO_ID, False, sampled, "", baggage)
         tracestate = environ.get("HTTP_TRACESTATE")
         return Identity(
-            trace_id=parent.trace_id if parent is not None else trace_id,
-            span_id=span_id,
-            parent_id=parent.span_id if parent is not None else bytes(8),
-            parent_sampled=parent is not None and parent.sampled,
-            sampled=parent is not None and parent.sampled,
-            tracestate=propagation.parse_tracestate(tracestate)
-            if parent is not None and tracestate.__class__ is str
-            else "",
-            baggage="",
+            parent.trace_id,
+            span_id,
+            parent.span_id,
+            parent.sampled,
+            sampled,
+            propagation.parse_tracestate(tracestate) if tracestate.__class__ is str else "",
+            baggage,
         )
 
     def _keep(self, environ: Environ, number: int, series: int, duration_ns: int) -> int:
@@ -440,7 +441,7 @@ class Transaction:
         if why == 0:
             return 0
         if identity is None:
-            identity = self._identity(environ, parent)
+            identity = self._identity(environ, parent, parent_sampled, "")
         recorder.write_ids(number, identity.trace_id, identity.span_id, identity.parent_id)
         slow = duration_ns > sampler.slow_ns
         recorder.kept.append(

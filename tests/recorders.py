@@ -156,7 +156,7 @@ def spans_within(recorder: Recorder, run: Callable[[], object], **environ: Any) 
             within = current.get()
             assert within is not None
             inside = within.transaction.inside
-            found.extend(map(FinishedSpan._make, inside.finished if inside is not None else ()))
+            found.extend(map(FinishedSpan.of, inside.finished if inside is not None else ()))
 
     serve(recorder, meanwhile=meanwhile, **environ)
     return found

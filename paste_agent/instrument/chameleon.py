@@ -7,17 +7,16 @@ Tested with 3.10, 4.0 and 4.6.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
-from paste_agent.instrument.views import rendered, replace, template
-from paste_agent.transaction import current
+from paste_agent.instrument.views import Named, rendering, replace, template
 
 
 def install(module: ModuleType) -> None:
     """Wrap the two methods. A second call does nothing."""
-    replace((module.BaseTemplate, "render", _rendering), (module.BaseTemplate, "cook", _compiling))
+    replace((module.BaseTemplate, "render", rendering(_rendered)), (module.BaseTemplate, "cook", rendering(_compiled)))
 
 
 @functools.lru_cache(maxsize=512)
@@ -26,19 +25,9 @@ def _name_of(file: str) -> str:
     return "/".join(file.split("/")[-2:]) if file != "<string>" else "<template>"
 
 
-def _rendering(original: Callable[..., Any]) -> Callable[..., Any]:
-    def render(*args: Any, **kwargs: Any) -> Any:  # `self` may be a variable of the template
-        if current.get() is None:
-            return original(*args, **kwargs)
-        return rendered(template(_name_of(str(args[0].filename))), original, *args, **kwargs)
-
-    return render
+def _rendered(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Named:
+    return template(_name_of(str(args[0].filename)))
 
 
-def _compiling(original: Callable[..., Any]) -> Callable[..., Any]:
-    def cook(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if current.get() is None:
-            return original(self, *args, **kwargs)
-        return rendered(template(f"compile {_name_of(str(self.filename))}"), original, self, *args, **kwargs)
-
-    return cook
+def _compiled(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Named:
+    return template(f"compile {_name_of(str(args[0].filename))}")

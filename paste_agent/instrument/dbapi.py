@@ -17,8 +17,9 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from paste_agent import lifecycle, statements
-from paste_agent.inside import DATABASE
+from paste_agent.inside import DATABASE, Attributes, with_one
 from paste_agent.raised import type_name
+from paste_agent.recorder.writer import Key, SpanKey
 from paste_agent.spans import Span, begin, end
 from paste_agent.statements import Later, Source, Statement, budget, source_of
 from paste_agent.transaction import current
@@ -159,15 +160,15 @@ def run(
 
 def failed(driver: Driver, span: Span, prepared: Statement, error: BaseException) -> None:
     """End the span of a call that raised. Raises nothing."""
-    attributes: Mapping[str, object] = prepared.attributes
+    attributes: Attributes = prepared.attributes
     kind: str | None = None
-    key = prepared.key
+    key: SpanKey | Key = prepared.key
     try:
         kind = type_name(error)
         key = prepared.key_of(kind)
         status = driver.status_of(error)
-        if status is not None and _STATUS.fullmatch(str(status)) and attributes.__class__ is dict:
-            attributes = {**attributes, "db.response.status_code": str(status)}
+        if status is not None and _STATUS.fullmatch(str(status)):
+            attributes = with_one, attributes, "db.response.status_code", str(status)
     except Exception:  # the driver's error is not what it was
         pass
     end(span, prepared.name, key, kind or "unknown", attributes)
@@ -182,14 +183,14 @@ def uncount(span: Span) -> None:
 
 def executed(driver: Driver, cursor: Any, span: Span, prepared: Statement, statement: Any, arguments: Any) -> None:
     """End the span of a statement that was executed, with the number of rows where it is known. Raises nothing."""
-    attributes = prepared.attributes
+    attributes: Attributes = prepared.attributes
     if prepared.__class__ is Later:  # others begin with the same word
         uncount(span)
     if prepared.operation == "SELECT":
         try:
             rows = cursor.rowcount
-            if rows >= 0 and attributes.__class__ is dict:
-                attributes = {**attributes, "db.response.returned_rows": rows}
+            if rows >= 0:
+                attributes = with_one, attributes, "db.response.returned_rows", rows
         except Exception:
             pass
         if statements.explaining:
@@ -245,10 +246,10 @@ def _second(kwargs: Mapping[str, Any], first: str) -> Any:
     return None
 
 
-def _of_batch(prepared: Statement, args: Sequence[Any]) -> Mapping[str, object]:
+def _of_batch(prepared: Statement, args: Sequence[Any]) -> Attributes:
     rows = args[1] if len(args) > 1 else None
-    if rows.__class__ in (list, tuple) and len(rows) > 1 and prepared.attributes.__class__ is dict:
-        return {**prepared.attributes, "db.operation.batch.size": len(rows)}
+    if rows.__class__ in (list, tuple) and len(rows) > 1:
+        return with_one, prepared.attributes, "db.operation.batch.size", len(rows)
     return prepared.attributes
 
 
@@ -344,7 +345,7 @@ def end_explained(
     cursor: Any,
     span: Span,
     prepared: Statement,
-    attributes: Mapping[str, object],
+    attributes: Attributes,
     statement: Any,
     arguments: Any,
     counted: bool = True,
@@ -359,7 +360,7 @@ def end_explained(
         end(span, prepared.name, key, None, attributes)
         return
     # The place of the plan is there from the start: whoever reads the attributes sees no mapping that grows.
-    extended: dict[str, object] = {**attributes, PLAN: None}
+    extended = with_one(attributes, PLAN, None)
     end(span, prepared.name, key, None, extended)
     asked = begin(DATABASE, b"EXPLAIN")
     if asked is None:

@@ -9,12 +9,22 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from types import ModuleType
 from typing import Any
 
-from paste_agent.instrument.views import Named, called, is_http_answer, name_of, note, rendered, replace, template, told
+from paste_agent.instrument.views import (
+    Named,
+    called,
+    is_http_answer,
+    name_of,
+    note,
+    rendering,
+    replace,
+    template,
+    told,
+)
 from paste_agent.transaction import TRANSACTION_KEY, current
 
 _QUANTIFIERS = "+*?"
@@ -26,7 +36,7 @@ _MAX_DEPTH = 20
 def install(module: ModuleType) -> None:
     """Wrap what the handler calls of itself, or what templates do. A second call does nothing."""
     if module.__name__ == "django.template.base":
-        replace((module.Template, "render", _rendering))
+        replace((module.Template, "render", rendering(_rendered)))
         return
     handler = module.BaseHandler
     is_coroutine = getattr(module, "iscoroutinefunction", inspect.iscoroutinefunction)
@@ -115,13 +125,8 @@ def _told(sender: Any, **more: Any) -> None:
         note(error, is_answer=_is_answer)
 
 
-def _rendering(original: Callable[..., Any]) -> Callable[..., Any]:
-    def render(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if current.get() is None:
-            return original(self, *args, **kwargs)
-        return rendered(template(getattr(self, "name", None)), original, self, *args, **kwargs)
-
-    return render
+def _rendered(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Named:
+    return template(getattr(args[0], "name", None))
 
 
 # -- routes --------------------------------------------------------------------------------------------------------

@@ -4,8 +4,8 @@ A request is one span, from `putrequest`, or the connecting before it, until the
 is entered while the connection works for it and left in between, so that nothing which a caller does meanwhile, or
 never does, is taken for a part of it. The connection refers to it weakly: what holds it ends with the transaction.
 
-urllib3 connects ahead of a request where TLS is spoken; its pool says which request that is for. A tunnel through a
-proxy is made before even that, and is a span of its own. Redirects and repeated tries are requests of their own.
+urllib3's pool does all of that in one method, which is one span. A tunnel through a proxy is made before it, and is a
+span of its own. Redirects and repeated tries are requests of their own.
 
 Tested with http.client of Python 3.10 to 3.13, urllib3 1.26.20, 2.0.7, 2.2.3 and 2.8.0, requests 2.31.0 and 2.34.2.
 """
@@ -17,26 +17,32 @@ import weakref
 from collections.abc import Callable
 from time import perf_counter_ns
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 from paste_agent import lifecycle
 from paste_agent.inside import CALL
 from paste_agent.instrument.wrapping import wrap
 from paste_agent.raised import type_name
 from paste_agent.recorder.layout import KIND_CALL
+from paste_agent.recorder.writer import Key, SpanKey
 from paste_agent.spans import Span, begin, end, headers_of
 from paste_agent.transaction import Within, current
 
 #: Of a connection: method, URL and beginning of the request that is put together; a reference to one under way.
 _ASKED = "_paste_agent_asked"
 _CALL = "_paste_agent_call"
+#: Of a connection that urllib3's pool has a request for: its span, method and target, until there is an answer. An
+#: attribute of the class, None: an attribute of each connection that has one.
+_POOLED = "_paste_agent_pooled"
+#: Of a pool: where it leads.
+_BASE = "_paste_agent_base"
 #: In the environ of a transaction: its calls that are under way.
 _CALLS = "paste_agent.calls"
 _MOST_CALLS = 64
 _METHODS = frozenset(("CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE"))
 #: Where the classes of the agent's own connections are from: what it exports is nobody's call.
 _OWN = "paste_agent."
-_VERSIONS = {10: "1.0", 11: "1.1"}
+_VERSIONS = {10: "1.0", 11: "1.1", 20: "2"}
 _MAX_URL = 2048
 _ABSOLUTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _PLAIN_HOST = re.compile(r"(?:\[[^\]@]*\]|[^:@\[\]]*)(?::[0-9]*)?")
@@ -45,49 +51,67 @@ _HOST_AND_PORT = re.compile(r"(\[[^\]]*\]|[^:/]*)(?::([0-9]{1,5}))?")
 _get, _set, _reset = current.get, current.set, current.reset
 
 
-class Target:
+class Target(NamedTuple):
     """Whom a request is for, without credentials and without a query. url: '' where it cannot be told."""
 
-    __slots__ = ("address", "port", "url")
-
-    def __init__(self, address: str | None = None, port: int | None = None, url: str = "") -> None:
-        self.address = address
-        self.port = port
-        self.url = url
+    address: str | None = None
+    port: int | None = None
+    url: str = ""
 
 
-def end_call(span: Span, method: str, target: Target, status: int | None, failed: str | None, version: Any) -> None:
+#: What requests are counted under: method, address, port, status, error.type.
+_keys: dict[tuple[object, ...], Key] = {}
+_MOST_KEYS = 2000
+
+
+def end_call(
+    span: Span, method: str, target: Target, status: int | None, failed: str | None, version: int | None
+) -> None:
     """End the span of a request as the conventions have it: a status from 400 on is a failure. Raises nothing.
 
-    status: None: no answer. failed: error.type of what was raised. version: of the protocol, None: unknown.
+    status: None: no answer. failed: error.type of what was raised. version: of the protocol, 11 for 1.1; None: unknown.
     """
-    known = method in _METHODS
-    attributes: dict[str, object] = {"http.request.method": method if known else "_OTHER"}
-    if not known:
-        attributes["http.request.method_original"] = str(method)[:64]
-    if target.address is not None:
-        attributes["server.address"] = target.address
-    if target.port is not None:
-        attributes["server.port"] = target.port
-    if target.url:
-        attributes["url.full"] = target.url
-    if status is not None:
-        attributes["http.response.status_code"] = status
-        if status >= 400 and failed is None:
-            failed = str(status)
-    if version is not None:
-        attributes["network.protocol.version"] = version
-    key = (
-        KIND_CALL,
-        (
-            method if known else "_OTHER",
-            target.address,
-            None if target.port is None else str(target.port),
-            None if status is None else str(status),
-            failed,
-        ),
+    address, port, url = target
+    if failed is None and status is not None and status >= 400:
+        failed = str(status)
+    called = method, address, port, status, failed
+    try:
+        key = _keys.get(called) or _key_of(called)
+    except Exception as fault:  # a method, or an address, that cannot be hashed
+        lifecycle.on_fault("a call", fault)
+        key = None
+    told = _attributes_of, method, address, port, url, status, version
+    end(span, method if method in _METHODS else "HTTP", key, failed, told)
+
+
+def _key_of(called: tuple[Any, ...]) -> SpanKey | Key:
+    method, address, port, status, failed = called
+    fields = (
+        method if method in _METHODS else "_OTHER",
+        address,
+        None if port is None else str(port),
+        None if status is None else str(status),
+        failed,
     )
-    end(span, method if known else "HTTP", key, failed, attributes)
+    if len(_keys) >= _MOST_KEYS:
+        return KIND_CALL, fields
+    return _keys.setdefault(called, Key(KIND_CALL, fields))
+
+
+def _attributes_of(
+    method: str, address: str | None, port: int | None, url: str, status: int | None, version: int | None
+) -> dict[str, object]:
+    known = method in _METHODS
+    attributes: dict[str, object] = {
+        "http.request.method": method if known else "_OTHER",
+        "http.request.method_original": None if known else str(method)[:64],
+        "server.address": address,
+        "server.port": port,
+        "url.full": url or None,
+        "http.response.status_code": status,
+        "network.protocol.version": None if version is None else _VERSIONS.get(version),
+    }
+    return {name: value for name, value in attributes.items() if value is not None}
 
 
 class _Call:
@@ -147,9 +171,7 @@ class _Call:
             environ = span.transaction.environ
             if environ is not None and _CALLS in environ:
                 environ[_CALLS].pop(id(self), None)
-            status = getattr(response, "status", None)
-            version = _VERSIONS.get(getattr(response, "version", None))  # type: ignore[arg-type]  # None is no key
-            status = status if isinstance(status, int) else None
+            status, version = _answered(response)
         except Exception as fault:
             lifecycle.on_fault("a call", fault)
             status = version = None
@@ -165,6 +187,12 @@ class _Call:
         if self.span is not None:
             self.enter()
             self.end(None, self.failed)
+
+
+def _answered(response: Any) -> tuple[int | None, int | None]:
+    """Status and version of an answer, as far as it has them."""
+    status, version = getattr(response, "status", None), getattr(response, "version", None)
+    return status if isinstance(status, int) else None, version if isinstance(version, int) else None
 
 
 def _show(around: Within | None) -> None:
@@ -224,11 +252,15 @@ def _tell(connection: Any, span: Span | None) -> None:
         return
     try:
         # Each line of the head begins after a line feed here.
-        given = b"\n" + b"\n".join(getattr(connection, "_buffer", ())).lower()
+        lines = getattr(connection, "_buffer", ())
+        given = b"\n" + b"\n".join(lines).lower()
         if b"\ntraceparent:" in given:
             return
         for name, value in headers_of(span):
-            if f"\n{name}:".encode() not in given:
+            if name == "traceparent" and lines.__class__ is list:
+                # What `putheader` would check is known of it.
+                lines.append(b"traceparent: " + value.encode())
+            elif f"\n{name}:".encode() not in given:
                 connection.putheader(name, value)
     except Exception as fault:
         lifecycle.on_fault("propagation", fault)
@@ -237,6 +269,20 @@ def _tell(connection: Any, span: Span | None) -> None:
 def text_of(method: object, target: Target) -> bytes:
     """What the black box says of a request; b'' where it cannot be told."""
     return f"{method} {target.url}".encode("utf-8", "replace") if target.url else b""
+
+
+def _target_in(pool: Any, connection: Any, url: str) -> Target:
+    """As `target_of`, of a connection of urllib3's pool, which leads to one place."""
+    if url[:1] != "/":  # as a proxy is asked
+        return target_of(connection, url)
+    base = pool.__dict__.get(_BASE)
+    if base is None:
+        base = pool.__dict__[_BASE] = target_of(connection, "")
+    if "?" in url:
+        url = url[: url.index("?")]
+    if "#" in url:
+        url = url[: url.index("#")]
+    return Target(base.address, base.port, (base.url + url)[:_MAX_URL] if base.url else "")
 
 
 def target_of(connection: Any, url: object) -> Target:
@@ -277,9 +323,12 @@ def install(module: ModuleType) -> None:
     """Wrap what every request passes: http.client's connections, or urllib3's own ways. A second call does nothing."""
     if hasattr(module, "HTTPConnectionPool"):
         pool, plain, tls = module.HTTPConnectionPool, module.HTTPConnection, module.HTTPSConnection
+        for connection in (plain, tls):
+            setattr(connection, _POOLED, None)
         wrap([(pool, "_make_request", _asking), (plain, "connect", _connecting), (tls, "connect", _connecting)])
         return
     plain, tls = module.HTTPConnection, module.HTTPSConnection
+    setattr(plain, _POOLED, None)
     wrap(
         [
             (plain, "putrequest", _putting),
@@ -300,7 +349,7 @@ def _putting(original: Callable[..., Any]) -> Callable[..., Any]:
     def putrequest(
         self: Any, method: str, url: str, skip_host: bool = False, skip_accept_encoding: bool = False
     ) -> Any:
-        if _get() is None or _is_own(self):
+        if _get() is None or self._paste_agent_pooled is not None or _is_own(self):
             return original(self, method, url, skip_host, skip_accept_encoding)
         start_ns = perf_counter_ns()
         result = original(self, method, url, skip_host, skip_accept_encoding)
@@ -312,6 +361,14 @@ def _putting(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def _ending_headers(original: Callable[..., Any]) -> Callable[..., Any]:
     def endheaders(self: Any, message_body: Any = None, *, encode_chunked: bool = False) -> Any:
+        pooled = self._paste_agent_pooled
+        if pooled is not None:
+            _tell(self, pooled[0])
+            try:
+                return original(self, message_body, encode_chunked=encode_chunked)
+            except BaseException as error:
+                _end_pooled(self, pooled, None, type_name(error))
+                raise
         call = _begun(self, self.__dict__.pop(_ASKED)) if _ASKED in self.__dict__ else None
         if call is None:
             return original(self, message_body, encode_chunked=encode_chunked)
@@ -348,6 +405,15 @@ def _waiting(original: Callable[..., Any]) -> Callable[..., Any]:
     def getresponse(self: Any, *args: Any, **kwargs: Any) -> Any:
         if args or kwargs:  # urllib3 1.26 first tries with an argument of Python 2's, which is refused
             return original(self, *args, **kwargs)
+        pooled = self._paste_agent_pooled
+        if pooled is not None:
+            try:
+                response = original(self)
+            except BaseException as error:  # before urllib3 makes one of its own of it
+                _end_pooled(self, pooled, None, type_name(error))
+                raise
+            _end_pooled(self, pooled, response, None)
+            return response
         call = _taken(self) if _CALL in self.__dict__ else None
         if call is None:
             return original(self)
@@ -416,19 +482,52 @@ def _connect_ahead(original: Callable[..., Any], self: Any) -> Any:
 
 
 def _asking(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Of urllib3's pool: it connects before it puts the request together, and so has to say beforehand what it is."""
+    """Of urllib3's pool: until the headers of the answer are there nobody's code runs but urllib3's."""
 
     def _make_request(self: Any, conn: Any, method: str, url: str, *args: Any, **kwargs: Any) -> Any:
-        if _get() is None or not hasattr(conn, "__dict__") or _is_own(conn):
+        if _get() is None or _is_own(conn):
             return original(self, conn, method, url, *args, **kwargs)
-        conn.__dict__[_ASKED] = method, url, perf_counter_ns()
+        pooled = _begin_pooled(self, conn, method, url)
+        if pooled is None:
+            return original(self, conn, method, url, *args, **kwargs)
         try:
             result = original(self, conn, method, url, *args, **kwargs)
         except BaseException as error:
-            _drop(conn, type_name(error))
+            if conn._paste_agent_pooled is pooled:
+                _end_pooled(conn, pooled, None, type_name(error))
             raise
-        if _ASKED in conn.__dict__ or _CALL in conn.__dict__:
-            _drop(conn, None)
+        if conn._paste_agent_pooled is pooled:  # it has its own way to read an answer
+            _end_pooled(conn, pooled, result, None)
         return result
 
     return _make_request
+
+
+_Pooled = tuple[Span, str, Target]
+
+
+def _begin_pooled(pool: Any, connection: Any, method: str, url: str) -> _Pooled | None:
+    try:
+        target = _target_in(pool, connection, url)
+        if connection._paste_agent_pooled is not None:  # nobody has said that it is over
+            return None
+        span = begin(CALL, text_of(method, target))
+        if span is None:
+            return None
+        pooled = connection._paste_agent_pooled = span, method, target
+        return pooled
+    except Exception as fault:  # a connection of somebody else's making
+        lifecycle.on_fault("a call", fault)
+        return None
+
+
+def _end_pooled(connection: Any, pooled: _Pooled, response: Any, failed: str | None) -> None:
+    """The headers of the answer are there, or none will be. Raises nothing."""
+    connection._paste_agent_pooled = None
+    span, method, target = pooled
+    try:
+        status, version = _answered(response)
+    except Exception as fault:
+        lifecycle.on_fault("a call", fault)
+        status = version = None
+    end_call(span, method, target, status, failed, version)

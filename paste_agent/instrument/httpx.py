@@ -35,6 +35,10 @@ def install(module: ModuleType) -> None:
     )
 
 
+#: As http.client has them.
+_VERSIONS = {"HTTP/1.0": 10, "HTTP/1.1": 11, "HTTP/2": 20}
+
+
 class _Call:
     """A request under way, its headers on it; they are taken off at the end: the caller may use the request again."""
 
@@ -66,7 +70,7 @@ class _Call:
                 self.request.headers.pop(name, None)
             if response is not None:
                 status = int(response.status_code)
-                version = str(response.http_version).removeprefix("HTTP/")
+                version = _VERSIONS.get(response.http_version)
         except Exception as fault:
             lifecycle.on_fault("a call", fault)
         end_call(self.span, self.method, self.target, status, failed, version)

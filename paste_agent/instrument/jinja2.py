@@ -8,33 +8,22 @@ Tested with 3.0 and 3.1.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
-from paste_agent.instrument.views import rendered, replace, template
-from paste_agent.transaction import current
+from paste_agent.instrument.views import Named, rendering, replace, template
 
 
 def install(module: ModuleType) -> None:
     """Wrap the two methods. A second call does nothing."""
-    replace((module.Template, "render", _rendering), (module.Environment, "compile", _compiling))
+    replace((module.Template, "render", rendering(_rendered)), (module.Environment, "compile", rendering(_compiled)))
 
 
-def _rendering(original: Callable[..., Any]) -> Callable[..., Any]:
-    def render(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if current.get() is None:
-            return original(self, *args, **kwargs)
-        return rendered(template(self.name), original, self, *args, **kwargs)
-
-    return render
+def _rendered(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Named:
+    return template(args[0].name)
 
 
-def _compiling(original: Callable[..., Any]) -> Callable[..., Any]:
-    def compile(self: Any, source: Any, *args: Any, **kwargs: Any) -> Any:
-        if current.get() is None:
-            return original(self, source, *args, **kwargs)
-        name = kwargs.get("name", args[0] if args else None)
-        return rendered(template(f"compile {name or '<template>'}"), original, self, source, *args, **kwargs)
-
-    return compile
+def _compiled(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Named:
+    name = kwargs.get("name") or (args[2] if len(args) > 2 else None)
+    return template(f"compile {name or '<template>'}")

@@ -5,21 +5,20 @@ Tested with 1.2 and 1.4.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
-from paste_agent.instrument.views import rendered, replace, template
-from paste_agent.transaction import current
+from paste_agent.instrument.views import Named, rendering, replace, template
 
 
 def install(module: ModuleType) -> None:
     """Wrap the methods that render, and the functions that compile. A second call does nothing."""
     replace(
-        (module.Template, "render", _rendering),
-        (module.Template, "render_unicode", _rendering),
-        (module, "_compile_text", _compiling),
-        (module, "_compile_module_file", _compiling),
+        (module.Template, "render", rendering(_rendered)),
+        (module.Template, "render_unicode", rendering(_rendered)),
+        (module, "_compile_text", rendering(_compiled)),
+        (module, "_compile_module_file", rendering(_compiled)),
     )
 
 
@@ -29,19 +28,9 @@ def _name_of(found: Any) -> str:
     return uri if isinstance(uri, str) and uri and not uri.startswith("memory:") else "<template>"
 
 
-def _rendering(original: Callable[..., Any]) -> Callable[..., Any]:
-    def render(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if current.get() is None:
-            return original(self, *args, **kwargs)
-        return rendered(template(_name_of(self)), original, self, *args, **kwargs)
-
-    return render
+def _rendered(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Named:
+    return template(_name_of(args[0]))
 
 
-def _compiling(original: Callable[..., Any]) -> Callable[..., Any]:
-    def compile(found: Any, *args: Any, **kwargs: Any) -> Any:
-        if current.get() is None:
-            return original(found, *args, **kwargs)
-        return rendered(template(f"compile {_name_of(found)}"), original, found, *args, **kwargs)
-
-    return compile
+def _compiled(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Named:
+    return template(f"compile {_name_of(args[0])}")

@@ -19,7 +19,7 @@ from types import ModuleType
 from typing import Any
 
 from paste_agent import statements
-from paste_agent.inside import DATABASE
+from paste_agent.inside import DATABASE, with_one
 from paste_agent.instrument.dbapi import (
     MARK,
     SEEN,
@@ -37,13 +37,14 @@ from paste_agent.instrument.dbapi import (
     uncount,
 )
 from paste_agent.spans import Span, begin, end
-from paste_agent.statements import MAX_KEY, Later, Prepared, Source, Statement, budget
+from paste_agent.statements import Later, Prepared, Statement, budget
 from paste_agent.transaction import current
 
 #: Places of `factory` and of `database` among the positional arguments of `sqlite3.connect`.
 _FACTORY_AT, _DATABASE_AT = 5, 0
 
 _current = current.get
+_cursor = sqlite3.Connection.cursor
 _execute, _executemany = sqlite3.Cursor.execute, sqlite3.Cursor.executemany
 _executescript, _fetchall = sqlite3.Cursor.executescript, sqlite3.Cursor.fetchall
 
@@ -88,14 +89,10 @@ class Cursor(sqlite3.Cursor):
         around = _current()
         if around is None or (type(around) is Span and around.category == DATABASE):
             return _execute(self, sql, *args)
-        prepared: Statement | None = None
-        if sql.__class__ is str and len(sql) <= MAX_KEY:
-            try:
-                source: Source = self.connection._paste_agent_source  # type: ignore[attr-defined]
-                prepared = source.young.get(sql) or source.look(sql)
-            except Exception:  # of a connection that is not ours, or of none
-                pass
-        if prepared is None:
+        try:
+            # A subclass of str may compare in its own way.
+            prepared: Statement = self.connection._paste_agent_source.young[sql if sql.__class__ is str else ""]  # type: ignore[attr-defined]
+        except Exception:  # it is new, or of a connection that is not ours, or of none
             prepared = _prepared(self, sql)
         span = begin(DATABASE, prepared.text)
         if span is None:
@@ -169,7 +166,7 @@ def _prepared(cursor: Cursor, sql: object) -> Statement:
 
 def _fetched(cursor: Cursor, span: Span, prepared: Prepared, rows: list[Any]) -> None:
     """End the span of a fetch that succeeded. It does not count as one more execution of the statement."""
-    attributes = {**prepared.attributes, "db.response.returned_rows": len(rows)}
+    attributes = with_one, prepared.attributes, "db.response.returned_rows", len(rows)
     uncount(span)
     asked = _kept(_get_asked, cursor) if statements.explaining else None
     if asked is not None:
@@ -184,7 +181,7 @@ class Connection(sqlite3.Connection):
     """A connection whose cursors are such, and whose ends of transactions are spans."""
 
     def cursor(self, factory: Any = sqlite3.Cursor) -> Any:
-        return super().cursor(cursor_class(factory))
+        return _cursor(self, Cursor if factory is sqlite3.Cursor else cursor_class(factory))
 
     # sqlite3's own shortcuts make a cursor of its own type.
 

@@ -129,12 +129,39 @@ def called(is_answer: Callable[[BaseException], bool], what: Named | None, call:
         spans.end(span, what.name, None, failed, what.attributes)
 
 
-def rendered(what: Named, call: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-    """As `called`, for the engine of a template that a framework's renderer may have a span around already."""
-    within = current.get()
-    if within.__class__ is spans.Span and within.attributes is RENDERER:
-        return call(*args, **kwargs)
-    return called(is_http_answer, what, call, *args, **kwargs)
+_Call = Callable[..., Any]
+
+
+def rendering(named_of: Callable[[tuple[Any, ...], Mapping[str, Any]], Named]) -> Callable[[_Call], _Call]:
+    """A wrapper around what renders or compiles templates. A framework's renderer may have a span around it already.
+
+    named_of: of the positional and the other arguments of a call.
+    """
+
+    def wrap(original: _Call) -> _Call:
+        def render(*args: Any, **kwargs: Any) -> Any:
+            around = current.get()
+            if around is None or (around.__class__ is spans.Span and around.attributes is RENDERER):
+                return original(*args, **kwargs)
+            try:
+                what = named_of(args, kwargs)
+            except Exception as fault:  # its objects are not as they were
+                around.transaction.recorder.on_fault("a template", fault)
+                what = template(None)
+            span = spans.begin(TEMPLATE, what.text)
+            if span is None:
+                return original(*args, **kwargs)
+            try:
+                result = original(*args, **kwargs)
+            except BaseException as error:
+                spans.end(span, what.name, None, _failure(is_http_answer, error))
+                raise
+            spans.end(span, what.name)
+            return result
+
+        return render
+
+    return wrap
 
 
 def _failure(is_answer: Callable[[BaseException], bool], error: BaseException) -> str | None:

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from paste_agent import naming
 from paste_agent.error_rules import COUNTS, EXPECTED, ErrorRules
@@ -57,6 +57,19 @@ ServerKey = tuple[str, str | None, object, str | None, str, str | None]
 SpanKey = tuple[int, tuple[str | None, ...]]
 
 
+class Key:
+    """A SpanKey for those who count under it again and again: it is found by what it is, not by what it says."""
+
+    __slots__ = ("fields", "kind")
+
+    def __init__(self, kind: int, fields: tuple[str | None, ...]) -> None:
+        self.kind = kind
+        self.fields = fields
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.kind, self.fields))
+
+
 class Recorder:
     """An open flight recorder of this process.
 
@@ -90,6 +103,7 @@ class Recorder:
         "limit",
         "longs",
         "next",
+        "next_span",
         "on_fault",
         "path",
         "pop_slot",
@@ -99,6 +113,7 @@ class Recorder:
         "ring_at",
         "sampler",
         "series",
+        "span_limit",
         "span_series",
         "started",
     )
@@ -148,9 +163,10 @@ class Recorder:
         self.ring_at = self.geometry.ring_at
         self.next = count().__next__
         self.started = count(1).__next__
+        self.next_span = count(1).__next__
         self.last = -1
         self.latest = 0  #: number of a transaction that has ended lately
-        self.limit = records - SLACK
+        self._set_limit(0)
         self._slots_ready = 0
         self._series_ready = min(_STEP_SERIES, self.geometry.series)
         self._free: list[int] = []
@@ -163,7 +179,7 @@ class Recorder:
         """What is kept beside the file: names of what is in it, and counters."""
         self.kept: deque[KeptTransaction] = deque(maxlen=MAX_KEPT)
         self.series: dict[ServerKey, int] = {}
-        self.span_series: dict[SpanKey, int] = {}
+        self.span_series: dict[SpanKey | Key, int] = {}
         self._part_series: dict[int, int] = {}
         self._by_fields: dict[tuple[int, tuple[str | None, ...]], int] = {}
         self._by_number: dict[int, tuple[int, tuple[str | None, ...]]] = {}
@@ -194,9 +210,15 @@ class Recorder:
 
     # -- on the request's thread -----------------------------------------------------------------------------------
 
+    def _set_limit(self, tail: int) -> None:
+        """Note which numbers there is room for while the lead has drained up to `tail`."""
+        self.limit = tail + self.records - SLACK
+        # Half of the ring is for transactions alone.
+        self.span_limit = self.limit - (self.records >> 1)
+
     def has_room(self) -> bool:
         """Look again how far the lead has drained. Where there is no room, count the loss."""
-        self.limit = self.word(layout.W_TAIL) + self.records - SLACK
+        self._set_limit(self.word(layout.W_TAIL))
         if self.last < self.limit:
             return True
         self.set_word(layout.W_DROPPED, self._next_dropped())
@@ -268,7 +290,9 @@ class Recorder:
         at = self.ring_at + RECORD_BODY_AT + number % self.records * RECORD_SIZE
         _pack_record(self.buffer, at, series, why, units, start_ns, duration_ns, number + 1)
 
-    def record_span(self, key: SpanKey, start_ns: int, duration_ns: int, failed: bool = False, units: int = 0) -> None:
+    def record_span(
+        self, key: SpanKey | Key, start_ns: int, duration_ns: int, failed: bool = False, units: int = 0
+    ) -> None:
         """Leave the record of a part of a transaction: its series is looked up once, and it gives way to transactions.
 
         key: kind and fields, of which few differ. units: see `layout`, bytes 36 to 39 of a record.
@@ -278,7 +302,18 @@ class Recorder:
             series = self._intern(*key)
             if len(self.span_series) < _SPELLINGS * self._max_series:
                 self.span_series[key] = series
-        self._leave(series | FAILED if failed else series, start_ns, duration_ns, units)
+        if self.last < self.span_limit or self._has_room_for_spans():
+            number = self.last = self.next()
+            _pack_record(
+                self.buffer,
+                self.ring_at + RECORD_BODY_AT + number % self.records * RECORD_SIZE,
+                series | FAILED if failed else series,
+                0,
+                units,
+                start_ns,
+                duration_ns,
+                number + 1,
+            )
 
     def record_part(self, series: int, part: int, end_ns: int, time_ns: int, spans: int) -> None:
         """Leave the record of what a transaction has spent on one kind of thing.
@@ -286,34 +321,34 @@ class Recorder:
         series: of the transaction. part: index into inside.PARTS. end_ns: of the transaction: the drain waits for a
         record that ends later than now. spans: how many it sums up.
         """
-        place = (series & ~FAILED) << 4 | part
-        number = self._part_series.get(place)
+        number = self._part_series.get((series & ~FAILED) << 4 | part)
         if number is None:
-            kind, fields = self.fields_of(series)
-            method, route = (fields[0], fields[2]) if kind == KIND_SERVER else (None, None)
-            number = self._part_series[place] = self._intern(layout.KIND_PART, (method, route, PARTS[part]))
-        time_ns = min(time_ns, end_ns)
-        self._leave(number, end_ns - time_ns, time_ns, spans)
+            number = self._intern_part(series, part)
+        if self.last < self.span_limit or self._has_room_for_spans():
+            taken = self.last = self.next()
+            if time_ns > end_ns:
+                time_ns = end_ns
+            _pack_record(
+                self.buffer,
+                self.ring_at + RECORD_BODY_AT + taken % self.records * RECORD_SIZE,
+                number,
+                0,
+                spans,
+                end_ns - time_ns,
+                time_ns,
+                taken + 1,
+            )
 
-    def _leave(self, series: int, start_ns: int, duration_ns: int, units: int) -> None:
-        # Half of the ring is for transactions alone.
-        if self.last >= self.limit - (self.records >> 1) and not self._has_room_for_spans():
-            return
-        number = self.last = self.next()
-        _pack_record(
-            self.buffer,
-            self.ring_at + RECORD_BODY_AT + number % self.records * RECORD_SIZE,
-            series,
-            0,
-            units,
-            start_ns,
-            duration_ns,
-            number + 1,
-        )
+    def _intern_part(self, series: int, part: int) -> int:
+        kind, fields = self.fields_of(series)
+        method, route = (fields[0], fields[2]) if kind == KIND_SERVER else (None, None)
+        number = self._intern(layout.KIND_PART, (method, route, PARTS[part]))
+        self._part_series[(series & ~FAILED) << 4 | part] = number
+        return number
 
     def _has_room_for_spans(self) -> bool:
-        self.limit = self.word(layout.W_TAIL) + self.records - SLACK
-        if self.last < self.limit - (self.records >> 1):
+        self._set_limit(self.word(layout.W_TAIL))
+        if self.last < self.span_limit:
             return True
         self.set_word(layout.W_SPANS_DROPPED, self._next_spans_dropped())
         return False

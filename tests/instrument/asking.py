@@ -82,7 +82,7 @@ def ask(recorder: Recorder, app: Any, path: str, method: str = "GET", *, validat
         method=fields[0],
         route=fields[2],
         error_type=fields[-2],
-        spans=sorted(map(FinishedSpan._make, inside.finished)) if inside is not None else [],
+        spans=sorted(map(FinishedSpan.of, inside.finished)) if inside is not None else [],
         errors=list(inside.errors or ()) if inside is not None else [],
         raised=raised,
     )

@@ -65,7 +65,7 @@ def test_a_statement_that_comes_again_is_the_same_object() -> None:
             "SELECT items",
             "SELECT",
         )
-        assert found.key == (KIND_DATABASE, ("postgresql", "shop", "SELECT", "items", "SELECT items", None))
+        assert tuple(found.key) == (KIND_DATABASE, ("postgresql", "shop", "SELECT", "items", "SELECT items", None))
         assert found.key_of("x.Error")[1][-1] == "x.Error"
         assert dict(found.attributes) == {
             "db.system.name": "postgresql",
@@ -117,7 +117,7 @@ def test_beyond_the_budget_only_the_first_word_is_known(monkeypatch: pytest.Monk
     found = source.find("  delete FROM items WHERE a = 's3cret'")
     assert isinstance(found, Later)
     assert (found.text, found.name, found.operation) == (b"DELETE", "DELETE", "DELETE")
-    assert found.key == (KIND_DATABASE, ("sqlite", "shop", "DELETE", None, "DELETE", None))
+    assert tuple(found.key) == (KIND_DATABASE, ("sqlite", "shop", "DELETE", None, "DELETE", None))
     assert found.key_of("Error") == (KIND_DATABASE, ("sqlite", "shop", "DELETE", None, "DELETE", "Error"))
     assert found.attributes["db.query.text"] == "delete FROM items WHERE a = ?"
     assert found.attributes["db.collection.name"] == "items"

@@ -443,7 +443,7 @@ def told(recorder: Recorder, **environ: Any) -> tuple[dict[str, str], bytes | No
         found.append(dict(headers_of(begun)))
         assert dict(headers_of(begun)) == found[0]
         end(begun, "GET", CALL_KEY)
-        found.append(FinishedSpan._make(inside_of().finished[-1]).span_id)
+        found.append(FinishedSpan.of(inside_of().finished[-1]).span_id)
 
     serve(recorder, meanwhile=run, **environ)
     return found[0], found[1]
