@@ -37,7 +37,7 @@ from paste_agent.instrument.dbapi import (
     uncount,
 )
 from paste_agent.spans import Span, begin, end
-from paste_agent.statements import Later, Prepared, Statement, budget
+from paste_agent.statements import Later, Prepared, Source, Statement, budget
 from paste_agent.transaction import current
 
 #: Places of `factory` and of `database` among the positional arguments of `sqlite3.connect`.
@@ -89,10 +89,14 @@ class Cursor(sqlite3.Cursor):
         around = _current()
         if around is None or (type(around) is Span and around.category == DATABASE):
             return _execute(self, sql, *args)
-        try:
-            # A subclass of str may compare in its own way.
-            prepared: Statement = self.connection._paste_agent_source.young[sql if sql.__class__ is str else ""]  # type: ignore[attr-defined]
-        except Exception:  # it is new, or of a connection that is not ours, or of none
+        prepared: Statement | None = None
+        if sql.__class__ is str:  # a subclass may compare in its own way
+            try:
+                source: Source = self.connection._paste_agent_source  # type: ignore[attr-defined]
+                prepared = source.young.get(sql) or source.find(sql)
+            except Exception:  # of a connection that is not ours, or of none
+                pass
+        if prepared is None:
             prepared = _prepared(self, sql)
         span = begin(DATABASE, prepared.text)
         if span is None:
