@@ -66,12 +66,23 @@ def _agent_of(ini: IniText, ours: Collection[str]) -> tuple[str, bool]:
     return next(name for name in _NAMES if ini.section(_FILTERS, name) is None), True
 
 
-def _spot(ini: IniText, name: str, is_plain: IsPlain, seen: set[str]) -> Section:
-    """The section to change: the one of that name, or the one that it merely stands for."""
+def check_name(text: str, name: str) -> None:
+    """Raise IniError when nothing that can be served is called `name`."""
+    _application(IniText(text), name)
+
+
+def _application(ini: IniText, name: str) -> Section:
     section = ini.section(APPLICATIONS, name)
     if section is None:
-        known = ", ".join(dict.fromkeys(one.called for one in ini.sections if one.kind in APPLICATIONS)) or "none"
-        raise IniError(f"no application is called {name}; choose one with --app: {known}")
+        known = ", ".join(dict.fromkeys(one.called for one in ini.sections if one.kind in APPLICATIONS))
+        choose = f"choose one with --app: {known}" if known else "it has no section such as [app:main] at all"
+        raise IniError(f"no application is called {name}; {choose}")
+    return section
+
+
+def _spot(ini: IniText, name: str, is_plain: IsPlain, seen: set[str]) -> Section:
+    """The section to change: the one of that name, or the one that it merely stands for."""
+    section = _application(ini, name)
     use = section.value("use") or ""
     if section.kind in ("pipeline", "filter-app") or name in seen or is_plain(section):
         return section

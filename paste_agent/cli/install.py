@@ -49,8 +49,12 @@ def _edit(path: str, name: str, remove: bool, dry_run: bool, yes: bool) -> None:
     with open(path, "rb") as file:
         data = file.read()
     text = data.decode()
+    ini_edit.check_name(text, name)
     absolute = os.path.abspath(path)
-    context = loading.context_of(absolute, name)
+    try:
+        context = loading.context_of(absolute, name)
+    except IniError as error:
+        raise IniError(f"{error}; mend that first, or run the paste-agent of the environment that serves it") from None
     if loading.unservable(context) and not remove:
         raise IniError(
             f"[{name}]: PasteDeploy cannot serve a `filter-with` around a pipeline; put it into the pipeline"

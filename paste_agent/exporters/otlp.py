@@ -176,7 +176,8 @@ class Sender:
         outcome = self._judged(answer)
         said = outcome.detail
         if outcome.kind == "sent":
-            rejected = f"partial success, {outcome.rejected} {_ITEMS[self.signal]} rejected" if outcome.rejected else ""
+            items = _ITEMS[self.signal][: -1 if outcome.rejected == 1 else None]
+            rejected = f"partial success, {outcome.rejected} {items} rejected" if outcome.rejected else ""
             said = ": ".join(filter(None, (str(answer.status), rejected, outcome.detail)))
         took = outcome.kind == "sent" and not outcome.rejected
         return Tried(self.signal, self.url, took, said, self._clock() - started)
@@ -211,7 +212,7 @@ class Sender:
             ) as response:
                 return _Answer(response.status_code, response.reason or "", response.headers, _read(response))
         except FileError as error:
-            return _Answer(problem="request", detail=str(error), hopeless=True)
+            return _Answer(problem="request", detail=self._file_at_fault() or str(error), hopeless=True)
         except requests.exceptions.SSLError as error:
             return _Answer(problem="tls", detail=self._file_at_fault() or cause_of(error), hopeless=True)
         except requests.exceptions.Timeout:
