@@ -116,7 +116,7 @@ def _pairs(text: str) -> dict[str, str]:
 
 
 def _headers(text: str) -> dict[str, str]:
-    found = _pairs(text)
+    found = {name: value.strip(" \t") for name, value in _pairs(text).items()}
     if not headers.can_be_sent(found):
         raise _WrongValue("expected header=value pairs separated by commas, for example x-api-key=abc")
     return found

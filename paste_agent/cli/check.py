@@ -128,11 +128,14 @@ def _check_collector(findings: _Findings, found: Settings) -> None:
     if not any(found.target(signal) for signal in settings.SIGNALS):
         findings.good("no endpoint: measurements stay in the store")
         return
-    for problem in connection.problems(found):
+    problems = connection.problems(found)
+    for problem in problems:
         say = findings.fail if problem.fatal else findings.warn
         say(f"[{found.section}] {problem}")
     from paste_agent.exporters.otlp import try_collector
 
     for tried in try_collector(found, _TIMEOUT_S):
+        if tried.answer in map(str, problems):
+            continue
         say = findings.good if tried.taken else findings.fail
         say(f"collector, {tried.signal}: {tried.url}: {tried.answer}")

@@ -62,7 +62,8 @@ def _try(found: Settings, place: str, timeout_s: float | None) -> bool:
     trace_id = os.urandom(16)
     console.print(Text(f"service {found.service_name}, trace {trace_id.hex()}"), soft_wrap=True)
     for problem in connection.problems(found):
-        console.print(Text.assemble(("!", "bold yellow"), f" {problem}"), soft_wrap=True)
+        if not problem.fatal:  # what is, each signal says
+            console.print(Text.assemble(("!", "bold yellow"), f" {problem}"), soft_wrap=True)
     good = True
     limit_s = timeout_s or max(target.timeout_s for target in targets.values())
     for tried in try_collector(found, limit_s, _bodies(found, trace_id)):

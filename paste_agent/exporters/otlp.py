@@ -48,6 +48,7 @@ _LONGEST_ASKED_S = 300.0
 _GZIP_LEVEL = 3
 _MAX_EXCERPT = 200
 _SHORTEST_SECRET = 6
+_NOTHING_SENT = "; until then nothing is sent, and waits in the store"
 _READ_SIZE = 65_536
 
 #: Transactions of one request: encoding so many takes about 3 ms, after which others get the interpreter.
@@ -71,7 +72,7 @@ class Outcome:
     kind: Literal["sent", "refused", "later"]  #: refused: for good; later: it may be tried again
     rejected: int = 0  #: items of a request that was sent which the collector did not take
     reason: str = (
-        ""  #: one word of few: status_400, connection, timeout, proxy, tls, request, partial_success; '' for none
+        ""  #: one word of few: status_400, connection, timeout, proxy, tls, file, request, partial_success; '' for none
     )
     detail: str = ""  #: for a person, one printable line
 
@@ -212,9 +213,9 @@ class Sender:
             ) as response:
                 return _Answer(response.status_code, response.reason or "", response.headers, _read(response))
         except FileError as error:
-            return _Answer(problem="request", detail=self._file_at_fault() or str(error), hopeless=True)
+            return self._file_at_fault() or _Answer(problem="file", detail=str(error), hopeless=True)
         except requests.exceptions.SSLError as error:
-            return _Answer(problem="tls", detail=self._file_at_fault() or cause_of(error), hopeless=True)
+            return self._file_at_fault() or _Answer(problem="tls", detail=cause_of(error), hopeless=True)
         except requests.exceptions.Timeout:
             return _Answer(problem="timeout", detail="no answer in time")
         except requests.exceptions.ProxyError as error:
@@ -223,11 +224,14 @@ class Sender:
             return _Answer(problem="connection", detail=cause_of(error))
         except (OSError, ValueError, urllib3.exceptions.HTTPError) as error:
             # Nothing was sent: a URL, a header or a file that cannot be used. It waits until that is mended.
-            return _Answer(problem="request", detail=self._file_at_fault() or cause_of(error), hopeless=True)
+            return self._file_at_fault() or _Answer(
+                problem="request", detail=self._masked(cause_of(error)), hopeless=True
+            )
 
-    def _file_at_fault(self) -> str:
+    def _file_at_fault(self) -> _Answer | None:
         """Which setting names a file that cannot be used, in words that TLS libraries do not have."""
-        return next((str(one) for one in connection.problems_of(self._target) if one.fatal), "")
+        fatal = next((one for one in connection.problems_of(self._target) if one.fatal), None)
+        return None if fatal is None else _Answer(problem="file", detail=str(fatal), hopeless=True)
 
     def _remaining_s(self) -> float:
         return self._deadline - self._clock()
@@ -413,7 +417,7 @@ class OtlpExporter:
                     signal, target, clock=clock, wall=lambda: self._wall_ns() / 1e9, sleep=sleep
                 )
         for problem in connection.problems(settings):
-            warn(f"setting {problem.key}", str(problem))
+            warn(f"setting {problem.key}", f"{problem}{_NOTHING_SENT if problem.fatal else ''}")
         #: Spans that are done with while the logs of their rows are not, and how they ended.
         self._spans: dict[tuple[bytes, bytes], int] = {}
 
@@ -516,7 +520,9 @@ class OtlpExporter:
         lost = message.items if outcome.kind == "refused" else min(outcome.rejected, message.items)
         if lost:
             store.add_counter(EXPORT_FAILED, canonical({REASON: outcome.reason, SIGNAL: signal}), lost)
-        if outcome.reason:
+        if outcome.reason == "file":  # under the same kind as at the start: it is not said again for each signal
+            self._warn(f"setting {outcome.detail.partition(' ')[0]}", outcome.detail + _NOTHING_SENT)
+        elif outcome.reason:
             self._warn(f"export {signal} {outcome.reason}", _complaint(sender, outcome, lost))
         return outcome.kind
 

@@ -189,7 +189,7 @@ def test_a_file_of_headers_that_changes_is_read_again(receiver: Receiver, tmp_pa
     sender.close()
     assert [request.headers["x-key"] for request in receiver.requests] == ["one", "one", "two"]
     assert [outcome.kind for outcome in outcomes] == ["sent", "sent", "later", "sent"]
-    assert outcomes[2].reason == "request"
+    assert outcomes[2].reason == "file"
     needs = "no such file or directory; the service's user must be able to read it"
     assert outcomes[2].detail == f"headers_file = '{path}': {needs}"
 
@@ -286,11 +286,12 @@ def test_a_file_that_cannot_be_used_is_named_with_its_setting(pki: _Pki, run: Ru
             found = problems(settings.load({"endpoint": receiver.endpoint, **conf}, {}, {}))
             assert list(map(str, found)) == [line], name
             outcome = send(receiver.endpoint, **conf)
-            assert (outcome.kind, outcome.detail) == ("later", line), name
+            assert (outcome.kind, outcome.reason, outcome.detail) == ("later", "file", line), name
             keys = "".join(f"{key} = {value}\n" for key, value in conf.items())
             result = run("check", ini_of(tmp_path, f"endpoint = {receiver.endpoint}\n{keys}"))
             assert result.status == 1
-            assert f"✗ [filter:agent] {line}" in result.output, name
+            marked = [said for said in result.output.splitlines() if said.startswith("✗")]
+            assert marked == [f"✗ [filter:agent] {line}"], name
         assert receiver.requests == []
 
 
@@ -320,7 +321,6 @@ def test_at_run_time_each_is_said_once(tmp_path: Path, caplog: pytest.LogCapture
         assert not exporter.export_metrics(store, [], time.monotonic() + 60)
     exporter.close()
     store.close()
-    first, second = caplog.messages
-    line = f"certificate = '{tmp_path}/nowhere.pem': no such file or directory"
-    assert first.startswith(f"shop: {line}")
-    assert second.startswith(f"shop: https://127.0.0.1:9/v1/metrics did not take data points: {line}")
+    (message,) = caplog.messages
+    assert message.startswith(f"shop: certificate = '{tmp_path}/nowhere.pem': no such file or directory; ")
+    assert message.endswith("; until then nothing is sent, and waits in the store")

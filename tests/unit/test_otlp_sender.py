@@ -241,11 +241,12 @@ def test_collector_that_cannot_be_named(clock: Clock) -> None:
 
 
 @pytest.mark.parametrize(
-    "conf", [{"certificate": "/no/such/file.pem"}, {"headers": "x-key=%20leading"}, {"traces_endpoint": "http://a..b/"}]
+    ("conf", "reason"),
+    [({"certificate": "/no/such/file.pem"}, "file"), ({"traces_endpoint": "http://a..b/"}, "request")],
 )
-def test_settings_that_cannot_work_wait_without_trying_again(clock: Clock, conf: dict[str, str]) -> None:
+def test_settings_that_cannot_work_wait_without_trying_again(clock: Clock, conf: dict[str, str], reason: str) -> None:
     outcome = send("https://127.0.0.1:9", clock, b"", 20.0, "traces", **conf)
-    assert (outcome.kind, outcome.reason) == ("later", "request")
+    assert (outcome.kind, outcome.reason) == ("later", reason)
     assert clock.slept == []
 
 
