@@ -76,6 +76,7 @@ def _edit(path: str, name: str, remove: bool, dry_run: bool, yes: bool) -> None:
     if left:
         click.echo(f"[{'], ['.join(left)}] stays: it has settings or comments of its own")
     if dry_run:
+        click.echo("dry run: nothing was written")
         return
     if not yes and not _agreed(path):
         click.echo("nothing was changed", err=True)

@@ -27,7 +27,9 @@ _NS = 1_000_000_000
 @click.command(short_help="Send a test to the collector, show its answers.")
 @click.argument("path", metavar="[INI]", required=False)
 @click.option("--service", help="Which service, when the ini measures several; without it: all of them.")
-@click.option("--timeout", "timeout_s", type=click.FloatRange(0.1, 300), help="Seconds for each request.")
+@click.option(
+    "--timeout", "timeout_s", type=click.FloatRange(0.1, 300), help="Seconds for each; without it: timeout_s."
+)
 def command(path: str | None, service: str | None, timeout_s: float | None) -> None:
     """Send a test trace, metric and log record to the collector, and show what it answers.
 

@@ -101,6 +101,18 @@ def test_a_client_without_the_right_certificate_is_not_served(pki: _Pki, guarded
     assert guarded.requests == []
 
 
+def test_certificates_are_read_anew_for_each_connection(pki: _Pki, guarded: Receiver, tmp_path: Path) -> None:
+    client = Pair(str(tmp_path / "client.pem"), str(tmp_path / "client.key"))
+    sender = sender_of(guarded.endpoint, **pki.conf(client))
+    kinds = []
+    for current in (pki.stranger, pki.client):
+        for mine, theirs in zip(client, current, strict=True):
+            Path(mine).write_bytes(Path(theirs).read_bytes())
+        kinds.append(sender.send(b"", time.monotonic() + 60).kind)
+    sender.close()
+    assert kinds == ["later", "sent"]
+
+
 def test_a_server_without_the_right_certificate_is_sent_nothing(pki: _Pki) -> None:
     for pair, conf in (
         (pki.stranger, pki.conf()),
@@ -133,8 +145,6 @@ def test_https_goes_through_the_proxy_of_the_environment(
 def test_http_goes_through_the_proxy_of_the_environment(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
     with Proxy() as proxy:
         monkeypatch.setenv("HTTP_PROXY", f"http://{proxy.address}")
-        # Under CGI that variable would be a header of the client's: only the lower case counts there.
-        monkeypatch.setenv("http_proxy", f"http://{proxy.address}")
         assert send(receiver.endpoint, headers="x-api-key=abc") == Outcome("sent")
         assert proxy.asked == [f"127.0.0.1:{receiver.port}"]
         monkeypatch.setenv("no_proxy", "127.0.0.1")
