@@ -166,6 +166,8 @@ def _calls(section: Section) -> Iterator[tuple[Option, Word, tuple[str, ...]]]:
             yield from ((option, word, own_kinds) for word in words[:1])
         elif key == "next" or section.kind in _COMPOSITES:
             yield from ((option, word, APPLICATIONS) for word in words)
+            # Some composites are given pipelines, of which they choose one.
+            yield from ((option, word, _FILTERS) for word in words[:-1] if key != "next")
 
 
 def _is_ours(ini: IniText, word: str, ours: Collection[str]) -> bool:

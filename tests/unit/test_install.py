@@ -242,6 +242,7 @@ def test_services_behind_a_composite_are_left_alone(run: Run, tmp_path: Path) ->
 
 # -- what somebody has put in by hand --------------------------------------------------------------------------------
 
+CHOICE = "[composite:main]\npaste.composite_factory = tests.pasted:composite\ninner = shop\n"
 BY_HAND: dict[str, tuple[str, str]] = {
     "in the middle": (
         PARTS + AGENT + "[pipeline:main]\npipeline = a agent b shop\n",
@@ -278,6 +279,10 @@ BY_HAND: dict[str, tuple[str, str]] = {
     "at the end": (
         PARTS + "[pipeline:main]\npipeline = agent shop\n\n[filter:agent]\nuse = egg:paste_agent\n",
         PARTS + "[pipeline:main]\npipeline = shop\n",
+    ),
+    "in a composite's choice of pipelines": (
+        PARTS + AGENT + CHOICE + "keystone = a agent shop\nnoauth =\n  agent\n  shop\n",
+        PARTS + CHOICE + "keystone = a shop\nnoauth =\n  shop\n",
     ),
     "under another name": (
         PARTS + "[filter:x]\nuse = agent\n\n" + AGENT + "[pipeline:main]\npipeline = x shop\n",
