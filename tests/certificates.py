@@ -27,13 +27,16 @@ class Authority:
         self._directory = directory
         self._name = name
         self.certificate, self._key = str(directory / f"{name}.pem"), str(directory / f"{name}.key")
-        _openssl(*_NEW, "-x509", "-days", "2", "-subj", f"/CN={name}", "-keyout", self._key, "-out", self.certificate)
+        _openssl(
+            *_NEW, "-x509", "-days", "2", "-subj", f"/CN={name}", "-keyout", self._key, "-out", self.certificate,
+            "-addext", "keyUsage=critical,keyCertSign,cRLSign",
+        )  # fmt: skip
 
     def issue(self, name: str, address: str = "127.0.0.1") -> Pair:
         """A certificate that is good for a server at this address, and for a client."""
         pair = Pair(str(self._directory / f"{name}.pem"), str(self._directory / f"{name}.key"))
         request, extensions = f"{pair.certificate}.request", f"{pair.certificate}.extensions"
-        Path(extensions).write_text(f"subjectAltName = IP:{address}\n")
+        Path(extensions).write_text(_EXTENSIONS.format(address))
         _openssl(*_NEW, "-subj", f"/CN={name}", "-keyout", pair.key, "-out", request)
         _openssl(
             "x509", "-req", "-days", "2", "-in", request, "-CA", self.certificate, "-CAkey", self._key,
@@ -58,6 +61,14 @@ def encrypted(pair: Pair) -> str:
     return path
 
 
+#: All that Python 3.13 looks for.
+_EXTENSIONS = """subjectAltName = IP:{}
+basicConstraints = critical, CA:FALSE
+keyUsage = critical, digitalSignature
+extendedKeyUsage = serverAuth, clientAuth
+subjectKeyIdentifier = hash
+authorityKeyIdentifier = keyid
+"""
 #: A curve: its keys are made at once.
 _NEW = ("req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
 

@@ -80,10 +80,13 @@ class _Handler(BaseHTTPRequestHandler):
         to = {self.connection: there, there: self.connection}
         while not self.server.stopping.is_set():
             for one in select.select(list(to), [], [], 0.02)[0]:
-                data = one.recv(65_536)
+                try:
+                    data = one.recv(65_536)
+                    to[one].sendall(data)
+                except OSError:  # hung up
+                    return
                 if not data:
                     return
-                to[one].sendall(data)
 
     def do_POST(self) -> None:
         parts = urlsplit(self.path)

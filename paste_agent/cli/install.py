@@ -72,7 +72,7 @@ def _edit(path: str, name: str, remove: bool, dry_run: bool, yes: bool) -> None:
     changed = ini_edit.remove(text, name, ours) if remove else ini_edit.install(text, name, ours, _plainness(absolute))
     _verify(text, changed, absolute, name, remove)
     _show(path, text, changed)
-    left = [one for one in ours if f"[{one}]" in changed] if remove else []
+    left = [one for one in ours if one in _parsed(changed)] if remove else []
     if left:
         click.echo(f"[{'], ['.join(left)}] stays: it has settings or comments of its own")
     if dry_run:

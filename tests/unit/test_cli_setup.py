@@ -283,15 +283,19 @@ def test_every_option_says_what_it_does(run: Run, name: str) -> None:
             assert parameter.opts[-1] in result.output
 
 
-def test_the_shell_completes(tmp_path: Path) -> None:
+def test_the_shell_completes(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     command = [sys.executable, "-c", "from paste_agent.cli.main import run; run()"]
-    for shell_name in ("bash", "zsh", "fish"):
-        env = serving.environment(_PASTE_AGENT_COMPLETE=f"{shell_name}_source")
-        status, script, errors = serving.run(command, tmp_path, env)
-        assert (status, errors) == (0, "")
-        assert "paste-agent" in script
-        assert f"_PASTE_AGENT_COMPLETE={shell_name}_complete" in script
-    env = serving.environment(_PASTE_AGENT_COMPLETE="bash_complete", COMP_WORDS="paste-agent se", COMP_CWORD="1")
-    assert serving.run(command, tmp_path, env) == (0, "plain,settings\nplain,send-test\n", "")
-    env |= {"COMP_WORDS": "paste-agent install --dr", "COMP_CWORD": "2"}
-    assert serving.run(command, tmp_path, env) == (0, "plain,--dry-run\n", "")
+    status, script, errors = serving.run(command, tmp_path, serving.environment(_PASTE_AGENT_COMPLETE="bash_source"))
+    assert (status, errors) == (0, "")
+    assert "_PASTE_AGENT_COMPLETE=bash_complete" in script
+    for shell_name in ("zsh", "fish"):
+        monkeypatch.setenv("_PASTE_AGENT_COMPLETE", f"{shell_name}_source")
+        assert f"_PASTE_AGENT_COMPLETE={shell_name}_complete" in run().output
+    monkeypatch.setenv("_PASTE_AGENT_COMPLETE", "bash_complete")
+    for line, number, words in (
+        ("paste-agent se", 1, "plain,settings\nplain,send-test\n"),
+        ("paste-agent install --dr", 2, "plain,--dry-run\n"),
+    ):
+        monkeypatch.setenv("COMP_WORDS", line)
+        monkeypatch.setenv("COMP_CWORD", str(number))
+        assert run().output == words
