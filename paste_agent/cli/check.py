@@ -48,7 +48,12 @@ class _Findings:
 @click.option("--app", "name", default="main", show_default=True, help="Section that the server loads.")
 @click.option("--all", "show_all", is_flag=True, help="List also the settings that are left at their default.")
 def command(path: str, name: str, show_all: bool) -> None:
-    """Validate an ini, show every effective setting with its origin, and try the collector. Exit status 0 or 1."""
+    """Validate an ini, show every effective setting with its origin, and try store and collector.
+
+    INI is a service's ini, production.ini when it is left out, or a file with a section [paste_agent]. The
+    collector is asked with requests that hold nothing; `paste-agent send-test` sends something to look for.
+    Exit status 1 when something would not work.
+    """
     console = console_of()
     findings = _Findings(console)
     try:

@@ -222,8 +222,9 @@ class Sender:
             return _Answer(problem="proxy", detail=f"the proxy: {cause_of(error)}")
         except (requests.exceptions.ConnectionError, requests.exceptions.ChunkedEncodingError) as error:
             return _Answer(problem="connection", detail=cause_of(error))
-        except (OSError, ValueError, urllib3.exceptions.HTTPError) as error:
-            # Nothing was sent: a URL, a header or a file that cannot be used. It waits until that is mended.
+        except Exception as error:
+            # Nothing was sent: a URL, a header or a file that cannot be used. requests raises whatever comes to pass
+            # over the address of a proxy that is none. It waits until that is mended.
             return self._file_at_fault() or _Answer(
                 problem="request", detail=self._masked(cause_of(error)), hopeless=True
             )
@@ -259,7 +260,8 @@ class Sender:
         given = CaseInsensitiveDict(self._target.headers)
         if self._headers_file is not None:
             given.update(self._headers_file.read())
-        self._secrets = _secrets_of(given.values(), self._target.url)
+        proxies = requests.utils.get_environ_proxies(self._target.url)
+        self._secrets = _secrets_of(given.values(), [self._target.url, *proxies.values()])
         for name, value in given.items():
             headers[name] = value.encode()
         # A compressed answer could be small on the wire and huge in memory.
@@ -329,13 +331,13 @@ def excerpt(text: str) -> str:
     return line if len(line) <= _MAX_EXCERPT else f"{line[: _MAX_EXCERPT - 1]}…"
 
 
-def _secrets_of(values: Iterable[str], url: str) -> tuple[str, ...]:
-    """What must not be shown of headers and URL, the longest first: whole values, and what follows a `Bearer`.
+def _secrets_of(values: Iterable[str], urls: Iterable[str]) -> tuple[str, ...]:
+    """What must not be shown of headers and URLs, the longest first: whole values, and what follows a `Bearer`.
 
     A text of few characters is left out: it is no key, and all texts are full of it.
     """
     found = {word for value in values for word in (value, value.rpartition(" ")[2])}
-    found.add(requests.utils.get_auth_from_url(url)[1])
+    found.update(requests.utils.get_auth_from_url(url)[1] for url in urls)
     return tuple(sorted((one for one in found if len(one) >= _SHORTEST_SECRET), key=len, reverse=True))
 
 
@@ -376,7 +378,7 @@ _CURES = {
     "timeout": "is the collector running, and can it be reached from here?",
     "proxy": "check the proxy that HTTPS_PROXY or HTTP_PROXY names, or name the collector in NO_PROXY",
     "tls": "check `certificate`, `client_certificate` and `client_key`",
-    "request": "check `endpoint`, the settings of headers and those of certificates",
+    "request": "check `endpoint`, the settings of headers and of certificates, and the proxy if there is one",
 }
 
 

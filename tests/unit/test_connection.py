@@ -170,6 +170,19 @@ def test_a_proxy_that_is_away(pki: _Pki, guarded: Receiver, monkeypatch: pytest.
     )
 
 
+@pytest.mark.parametrize(
+    "address",
+    ["http://me:s3cret-one@", "me:s3cret-one@proxy:80", "http://me:s3cret-one@[::1", "http://me:s3cret-one@x:y"],
+)
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_an_address_of_a_proxy_that_is_none(scheme: str, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"{scheme}_proxy", address)
+    outcome = send(f"{scheme}://127.0.0.1:9")
+    assert (outcome.kind, outcome.reason) == ("later", "request")
+    assert outcome.detail
+    assert "s3cret-one" not in outcome.detail
+
+
 # -- headers out of a file -------------------------------------------------------------------------------------------
 
 
