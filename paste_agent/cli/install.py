@@ -95,7 +95,8 @@ def _where(context: loading.Context, calls: list[ini_edit.Reference], name: str)
 def _plainness(path: str) -> ini_edit.IsPlain:
     def is_plain(section: Section) -> bool:
         context = loading.context_of(path, section.called)
-        return loading.is_application(context.next_context if "filter-with" in section.options else context)
+        own = "filter-with" in section.options
+        return loading.is_application(loading.without_filter_with(context) if own else context)
 
     return is_plain
 

@@ -66,6 +66,11 @@ def is_application(context: Context) -> bool:
     return context.object_type is loadwsgi.APP
 
 
+def without_filter_with(context: Context) -> Context:
+    """What a `filter-with` is around; the context itself where there is none."""
+    return context.next_context if context.object_type is loadwsgi.FILTER_WITH else context
+
+
 def unservable(context: Context) -> bool:
     """Whether a `filter-with` stands around what is no plain application."""
     if context.object_type is loadwsgi.FILTER_WITH:

@@ -321,6 +321,7 @@ def test_a_section_that_another_pipeline_uses_stays(run: Run, tmp_path: Path) ->
         ("[app:main]\nuse = egg:no-such-thing-at-all\n", ["the loader fails"]),
         (PARTS + "[pipeline:main]\npipeline = a shop\nfilter-with = b\n", ["[main]", "around a pipeline"]),
         (MAIN + "filter-with = egg:paste_agent#nothing\n", ["the loader fails"]),
+        ("[DEFAULT]\nfilter-with = a\n" + MAIN + "filter-with = a\n" + A, ["[DEFAULT] filter-with", "hides"]),
         ("[DEFAULT]\nfilter-with = a\n" + MAIN + A, ["[DEFAULT] filter-with", "hides"]),
         (MAIN + "filter-with = %(them)s\n[DEFAULT]\nthem = a\n" + A, ["[app:main] filter-with = %(them)s", "section"]),
         (PARTS + "[filter-app:main]\nuse = a\nnext = shop\n[app:x]\nuse = main\n", ["[app:x] uses too"]),
