@@ -376,12 +376,9 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     return pem, key
 
 
-def tls_of(certificate: tuple[str, str], *, demands_one: bool = False) -> ssl.SSLContext:
+def tls_of(certificate: tuple[str, str]) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(*certificate)
-    if demands_one:
-        context.verify_mode = ssl.CERT_REQUIRED
-        context.load_verify_locations(certificate[0])
     return context
 
 
@@ -393,15 +390,6 @@ def test_certificate_is_verified(certificate: tuple[str, str], clock: Clock) -> 
     assert outcome.detail.startswith("certificate not trusted: self")
     assert clock.slept == []
     assert len(receiver.requests) == 1
-
-
-def test_client_certificate(certificate: tuple[str, str], clock: Clock) -> None:
-    pem, key = certificate
-    with Receiver(tls_of(certificate, demands_one=True)) as receiver:
-        known = send(receiver.endpoint, clock, certificate=pem, client_certificate=pem, client_key=key)
-        unknown = send(receiver.endpoint, clock, certificate=pem, within_s=0.2)
-    assert known == Outcome("sent")
-    assert unknown.kind == "later"
 
 
 def test_a_dribble_over_tls_ends_at_the_deadline(certificate: tuple[str, str]) -> None:
