@@ -12,8 +12,9 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
+from paste_agent import headers
 from paste_agent.errors import SettingError
 
 #: Variables that are no keys: the file that settings come from where no pipeline has a section of ours, and which of
@@ -32,8 +33,6 @@ INSTRUMENTATIONS = (
 )  # fmt: skip
 _TRUE = frozenset(("true", "yes", "on", "1"))
 _FALSE = frozenset(("false", "no", "off", "0"))
-_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_HEADER_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")  #: what http.client sends
 _USER_INFO = re.compile(r"//[^/]*@")
 
 
@@ -110,24 +109,17 @@ def _url(text: str) -> str:
 
 
 def _pairs(text: str) -> dict[str, str]:
-    """`key=value,key=value`, values percent-encoded, as OTEL_RESOURCE_ATTRIBUTES and W3C Baggage have them."""
-    pairs: dict[str, str] = {}
-    for item in text.split(","):
-        if not item.strip():
-            continue
-        key, equals, value = item.partition("=")
-        if not equals or not key.strip():
-            raise _WrongValue("expected key=value pairs separated by commas, for example team=shop,tier=web")
-        pairs[key.strip()] = unquote(value.strip())
-    return pairs
+    found = headers.pairs(text)
+    if found is None:
+        raise _WrongValue("expected key=value pairs separated by commas, for example team=shop,tier=web")
+    return found
 
 
 def _headers(text: str) -> dict[str, str]:
-    pairs = _pairs(text)
-    for name, value in pairs.items():
-        if not _HEADER_NAME.fullmatch(name) or not _HEADER_VALUE.fullmatch(value):
-            raise _WrongValue("expected header=value pairs separated by commas, for example x-api-key=abc")
-    return pairs
+    found = {name: value.strip(" \t") for name, value in _pairs(text).items()}
+    if not headers.can_be_sent(found):
+        raise _WrongValue("expected header=value pairs separated by commas, for example x-api-key=abc")
+    return found
 
 
 def _choice(*words: str) -> Callable[[str], str]:
@@ -240,7 +232,7 @@ def _per_minute(key: str, default: float, help_text: str) -> Setting:
 
 
 def _otlp_rows(signal: str) -> list[Setting]:
-    """The seven rows of a collector: for all signals when `signal` is '', else for that one."""
+    """The eight rows of a collector: for all signals when `signal` is '', else for that one."""
     prefix = f"{signal}_" if signal else ""
     variable = f"OTEL_EXPORTER_OTLP_{prefix.upper()}"
     whom = f" for {signal} alone" if signal else ""
@@ -250,7 +242,8 @@ def _otlp_rows(signal: str) -> list[Setting]:
     )
     return [
         Setting(f"{prefix}endpoint", _url, None, "", f"Collector's OTLP/HTTP address{whom}: {where}.", otel=f"{variable}ENDPOINT", default_text=same),
-        Setting(f"{prefix}headers", _headers, None if signal else {}, "", f"Headers sent to the collector{whom}, key=value,key=value.", otel=f"{variable}HEADERS", secret=True, default_text=same),
+        Setting(f"{prefix}headers", _headers, None if signal else {}, "", f"Headers sent to the collector{whom}, key=value,key=value; ${{NAME}} stands for an environment variable.", otel=f"{variable}HEADERS", secret=True, default_text=same),
+        Setting(f"{prefix}headers_file", _path, None, "", f"File of headers sent to the collector{whom}, `name: value` on each line; read again when it changes.", default_text=same),
         Setting(f"{prefix}timeout_s", _seconds, None if signal else 10.0, "s", f"How long one export may take{whom}.", otel=f"{variable}TIMEOUT", from_otel=_milliseconds, default_text=same),
         Setting(f"{prefix}compression", _choice("gzip", "none"), None if signal else "gzip", "", f"Compression of what is sent{whom}: gzip or none.", otel=f"{variable}COMPRESSION", default_text=same),
         Setting(f"{prefix}certificate", _path, None, "", f"PEM file of the authorities trusted to sign the collector's certificate{whom}.", otel=f"{variable}CERTIFICATE", default_text=same),
@@ -329,6 +322,7 @@ class Target(NamedTuple):
     certificate: str | None
     client_key: str | None
     client_certificate: str | None
+    headers_file: str | None = None  #: what it says goes before `headers`
 
 
 class Settings:
@@ -407,22 +401,27 @@ class Settings:
             if base is None:
                 return None
             url = f"{str(base).rstrip('/')}/v1/{signal}"
-        headers, timeout_s = of("headers"), of("timeout_s")
-        assert isinstance(headers, dict)
+        timeout_s = of("timeout_s")
         assert isinstance(timeout_s, float)
 
         def path(key: str) -> str | None:
             value = of(key)
             return None if value is None else str(value)
 
+        # A signal with headers of its own may go elsewhere, where the keys of the others are nobody's business.
+        of_its_own = any(self.values[f"{signal}_{key}"] is not None for key in ("headers", "headers_file"))
+        prefix = f"{signal}_" if of_its_own else ""
+        sent, file = self.values[f"{prefix}headers"] or {}, self.values[f"{prefix}headers_file"]
+        assert isinstance(sent, dict)
         return Target(
             url=str(url),
-            headers=headers,
+            headers=sent,
             timeout_s=timeout_s,
             gzip=of("compression") == "gzip",
             certificate=path("certificate"),
             client_key=path("client_key"),
             client_certificate=path("client_certificate"),
+            headers_file=None if file is None else str(file),
         )
 
 
@@ -464,14 +463,25 @@ def _effective(
     row: Setting, local_conf: Mapping[str, str], environ: Mapping[str, str], section: str
 ) -> tuple[object, str]:
     """The value of one row, and where it came from."""
+
+    def own_form(text: str) -> str:
+        return _expanded(text, environ) if row.secret else text
+
     if row.key in local_conf:
-        return _read(row, f"[{section}] {row.key}", local_conf[row.key], _as_it_is), "ini"
+        return _read(row, f"[{section}] {row.key}", local_conf[row.key], own_form), "ini"
     # OpenTelemetry's specification: an empty variable is one that is not set.
     if environ.get(row.variable):
-        return _read(row, row.variable, environ[row.variable], _as_it_is), row.variable
+        return _read(row, row.variable, environ[row.variable], own_form), row.variable
     if row.otel and environ.get(row.otel):
         return _read(row, row.otel, environ[row.otel], row.from_otel), row.otel
     return row.default, "default"
+
+
+def _expanded(text: str, environ: Mapping[str, str]) -> str:
+    try:
+        return headers.expanded(text, environ)
+    except ValueError as wrong:
+        raise _WrongValue(str(wrong)) from None
 
 
 def _read(row: Setting, place: str, text: str, convert: Callable[[str], str]) -> object:
@@ -526,7 +536,7 @@ def _derive(values: dict[str, object], global_conf: Mapping[str, str], environ: 
         store = os.path.join(state, "paste-agent", f"{file_name_of(str(values['service_name']))}.sqlite")
     if store != IN_MEMORY:
         values["store"] = os.path.join(here, str(store))
-    for key in ("runtime_dir", "certificate", "client_key", "client_certificate"):
+    for key in ("runtime_dir", "headers_file", "certificate", "client_key", "client_certificate"):
         for name in (key, *(f"{signal}_{key}" for signal in SIGNALS)):
             if values.get(name) is not None:
                 values[name] = os.path.join(here, str(values[name]))
