@@ -15,6 +15,8 @@ RUNTIME = [
     "rich>=13,<16",
     "click>=8.1,<9",
 ]
+# Imported by the worker that a scrape comes to, when the first one does.
+PROMETHEUS = ["prometheus-client>=0.20,<1"]
 # What the tests drive the agent with: other servers, frameworks, a collector.
 TEST = [
     "pytest>=8",
@@ -49,6 +51,7 @@ TEST = [
     "TurboGears2>=2.5",
     "kombu>=5.3",
     "celery>=5.3",
+    *PROMETHEUS,
 ]
 # Real applications that are served behind the agent.
 APPS = ["kinto>=26"]
@@ -84,11 +87,11 @@ setup(
     package_data={"paste_agent": ["py.typed"], "paste_agent.demo": ["static/*"]},
     python_requires=">=3.10",
     install_requires=RUNTIME,
-    extras_require={"test": TEST, "apps": APPS, "lint": LINT},
+    extras_require={"prometheus": PROMETHEUS, "test": TEST, "apps": APPS, "lint": LINT},
     entry_points={
         "paste.filter_app_factory": ["main = paste_agent.filter:main"],
         "paste.server_runner": ["main = paste_agent.server.runner:main"],
-        "paste.app_factory": ["demo = paste_agent.demo.shop:main"],
+        "paste.app_factory": ["demo = paste_agent.demo.shop:main", "metrics = paste_agent.scrape:main"],
         "console_scripts": [
             "gunicorn_paster = paste_agent.server.gunicorn_paster:run",
             "paste-agent = paste_agent.cli.main:run",

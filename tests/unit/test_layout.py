@@ -24,10 +24,10 @@ ORDER = [
     *("crash", "stacks", "watch"),
     *("kept", "log_files", "log_forwarding", "aggregate", "metrics", "inner_spans", "detail", "trace_writer"),
     *("postmortem", "ending"),
-    *("store", "store.schema", "store.store", "store.log_rows", "store.retention", "store.opening"),
+    *("store", "store.schema", "store.store", "store.snapshot", "store.log_rows", "store.retention", "store.opening"),
     *("store.lookup", "store.inside_summary", "store.summary"),
-    *("exporters", "exporters.resource", "exporters.otlp_encode", "exporters.connection", "exporters.deadline"),
-    "exporters.otlp",
+    *("exporters", "exporters.resource", "exporters.points", "exporters.otlp_encode", "exporters.connection"),
+    *("exporters.deadline", "exporters.otlp", "exporters.prometheus"),
     *("lead_logs", "lead", "leadership", "reporter", "lifecycle", "background", "api", "logs"),
     *("sql_summary", "sql", "statements"),
     # Those that others of the package are built upon come before it.
@@ -35,7 +35,7 @@ ORDER = [
     *("instrument.http_client", "instrument"),
     *("functions", "pauses", "layers"),
     "filter",
-    *("launch", "server", "demo", "cli"),
+    *("launch", "scrape", "server", "demo", "cli"),
 ]
 
 #: Where a dependency may be imported at all, in functions too.
@@ -45,6 +45,7 @@ HOMES = {
     "requests": ["exporters.otlp", "exporters.deadline", "cli.demo_traffic"],
     "opentelemetry": ["exporters"],
     "google": ["exporters"],
+    "prometheus_client": ["exporters.prometheus"],
     "sqlite3": ["store", "lead", "leadership", "demo", "instrument.sqlite"],
     "rich": ["cli"],
     "click": ["cli"],
