@@ -54,7 +54,7 @@ def command(
         click.echo(text, nl=False)
         return
     token = None if token_file is None else _token_of(token_file)
-    _serve(scrape.MetricsApp(source, token, _say), found, host, port)
+    _serve(scrape.MetricsApp(source, token, _sayer()), found, host, port)
 
 
 def _token_of(path: str) -> str:
@@ -67,8 +67,17 @@ def _token_of(path: str) -> str:
     return scrape.token_of("--token-file", text)
 
 
-def _say(kind: str, message: str) -> None:
-    click.echo(f"paste-agent: {message}", err=True)
+def _sayer() -> scrape.Say:
+    """Says on stderr why there is no answer: once, not at every scrape."""
+    said = ""
+
+    def say(kind: str, message: str) -> None:
+        nonlocal said
+        if message != said:
+            said = message
+            click.echo(f"paste-agent: {message}", err=True)
+
+    return say
 
 
 class _Handler(WSGIRequestHandler):

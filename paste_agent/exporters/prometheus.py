@@ -58,14 +58,17 @@ class Breath:
     #: What a thread that serves waits at the most; and what it gets then.
     SLICE_S, PAUSE_S = 0.001, 0.0005
 
-    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(
+        self, clock: Callable[[], float] = time.perf_counter, sleep: Callable[[float], None] | None = None
+    ) -> None:
         self._clock = clock
+        self._sleep = sleep
         self._since = clock()
 
     def __call__(self) -> None:
         if self._clock() - self._since >= self.SLICE_S:
             # Looked up at each call: where greenlets serve, it is theirs.
-            time.sleep(self.PAUSE_S)
+            (self._sleep or time.sleep)(self.PAUSE_S)
             self._since = self._clock()
 
 
@@ -137,14 +140,21 @@ def _families_of(snapshot: Snapshot, resource: Mapping[str, object], breath: Bre
     target = _Family(metrics.Metric("target", "gauge", "", "What is measured."))
     target.type = "info"
     target.points[_labels_of(resource)] = 1
-    taken: set[str] = set()
-    kept: list[_Family] = []
-    for family in (target, *(families[key] for key in sorted(families))):
-        names = {family.name + suffix for suffix in _SUFFIXES[family.type]}
-        if not names & taken:  # else a name of the application's that is another metric's already
+    taken = set(_RESERVED)
+    kept = [target]
+    for key in sorted(families):
+        family = families[key]
+        if metrics.TABLE.get(family.row.name) is not family.row:
+            names = _names_of(family)
+            if names & taken:  # what the application calls so would pass for another metric
+                continue
             taken |= names
-            kept.append(family)
+        kept.append(family)
     return kept
+
+
+def _names_of(family: _Family) -> set[str]:
+    return {family.name + suffix for suffix in _SUFFIXES[family.type]}
 
 
 def _name_of(row: metrics.Metric) -> tuple[str, str]:
@@ -176,6 +186,10 @@ def _text_of(value: object) -> str:
     text = value if isinstance(value, str) else json.dumps(value, default=str)
     # A lone surrogate, which JSON may hold, is no text in UTF-8.
     return text if text.isascii() else text.encode("utf-8", "replace").decode()
+
+
+#: Of the agent's own metrics, whether or not there is anything to say of them yet.
+_RESERVED = {"target", "target_info"}.union(*(_names_of(_Family(row)) for row in metrics.TABLE.values()))
 
 
 # -- samples -------------------------------------------------------------------------------------------------------
