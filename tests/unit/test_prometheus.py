@@ -31,6 +31,7 @@ from paste_agent.recorder import layout
 from paste_agent.store import snapshot
 from paste_agent.store.store import ENDED, RUNNING, RecorderRow, Store
 from tests.commands import count
+from tests.recorders import die, in_flight, leading, open_recorder
 
 BOTH = pytest.mark.parametrize("as_openmetrics", [False, True], ids=["text", "openmetrics"])
 MS = 1_000_000
@@ -234,6 +235,30 @@ def test_a_store_with_noise_in_it_says_something_or_fails_whole(store: Store) ->
         db.execute("UPDATE totals SET buckets = ?, sum_ns = -1", (b"\xff" * 35,))
         db.execute("INSERT OR REPLACE INTO meta VALUES (?, '[[1, 2]')", (snapshot.ACTIVE,))
     assert not [name for name, _ in samples_of(store) if name.startswith("http_server")]
+
+
+# -- gauges ----------------------------------------------------------------------------------------------------------
+
+
+def test_what_others_read_is_what_the_lead_sends(tmp_path: Path) -> None:
+    serving, other = open_recorder(tmp_path), open_recorder(tmp_path)
+    for one in (serving, other):
+        one.set_word(layout.W_SERVING, 1)
+    at = in_flight(serving, time.perf_counter_ns())
+    in_flight(other, time.perf_counter_ns(), method=b"POST")
+    try:
+        with leading(tmp_path) as lead:
+            for requests in (2, 1):
+                lead.drain()
+                found = snapshot.read(lead.store, time.time()).readings
+                assert sorted(map(repr, found)) == sorted(map(repr, lead.readings))
+                assert sum(one.value for one in found if one.metric == metrics.ACTIVE_REQUESTS) == requests
+                assert [one.value for one in found if one.metric == metrics.WORKER_COUNT] == [2]
+                if requests == 2:
+                    layout.SLOT.pack_into(serving.buffer, at, 0, 0, 0, 0, b"", b"", b"", 0, 0, 0)
+    finally:
+        for one in (serving, other):
+            die(one)
 
 
 # -- gauges of a service that has ended ------------------------------------------------------------------------------
