@@ -131,6 +131,23 @@ def test_the_alert_rules_do_what_they_say() -> None:
     assert "SUCCESS" in promtool("test", "rules", DOCS.parent / "tests" / "alerts_test.yml")
 
 
+def test_the_examples_of_the_page_are_configurations(tmp_path: Path) -> None:
+    (tmp_path / "alerts.yml").write_text(ALERTS.read_text(encoding="utf-8"))
+    (tmp_path / "token").touch()
+    examples = re.findall(r"```yaml\n(.*?)```", (DOCS / "prometheus.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert len(examples) == 2
+    together = "".join(examples).replace("/etc/prometheus/shop.token", str(tmp_path / "token"))
+    (tmp_path / "prometheus.yml").write_text(together)
+    assert "11 rules found" in promtool("check", "config", tmp_path / "prometheus.yml")
+
+
+def test_the_page_lists_the_alerts() -> None:
+    names = re.findall(r"- alert: (\w+)", ALERTS.read_text(encoding="utf-8"))
+    assert (
+        re.findall(r"^\| `((?:Service|Agent)\w+)`", (DOCS / "prometheus.md").read_text(encoding="utf-8"), re.M) == names
+    )
+
+
 def test_prometheus_understands_the_dashboard(tmp_path: Path) -> None:
     queries = [query for query in QUERIES if not query.startswith("label_values(")]
     assert len(queries) > 30
