@@ -9,9 +9,10 @@ from __future__ import annotations
 import hmac
 import os
 import re
+import sys
 import time
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import import_module, util
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -79,13 +80,14 @@ class Source(NamedTuple):
 def import_needed() -> None:
     """Import what a scrape needs, when the first one comes. Raises ImportError."""
     for name in _PIECES:
-        with native.UNDIVIDED:
-            import_module(name)
-        time.sleep(0.001)
+        if name not in sys.modules:
+            with native.UNDIVIDED:
+                import_module(name)
+            time.sleep(0.001)
 
 
-def render(source: Source, *, as_openmetrics: bool, breath: Breath | None = None) -> bytes:
-    """All metrics of a service, as text. Raises Unreadable."""
+def render(source: Source, *, as_openmetrics: bool, breath: Breath | None = None) -> Iterator[bytes]:
+    """All metrics of a service as text, in parts. Raises Unreadable, when some of them may have been given already."""
     from paste_agent.exporters import prometheus
     from paste_agent.exporters.resource import facts, resource_of
     from paste_agent.store import snapshot
@@ -102,7 +104,8 @@ def render(source: Source, *, as_openmetrics: bool, breath: Breath | None = None
             resource = resource_of(source.settings, found.instance_id, facts())
         else:
             resource = {"service.name": found.service, "service.instance.id": found.instance_id}
-        return prometheus.write(found, resource, as_openmetrics=as_openmetrics, breath=breath or prometheus.Breath())
+        breath = breath or prometheus.Breath()
+        yield from prometheus.write(found, resource, as_openmetrics=as_openmetrics, breath=breath)
     except AgentError as error:
         raise Unreadable("the store cannot be read; see the service's log", str(error)) from None
     except Exception as error:  # its pages may hold anything
@@ -155,15 +158,15 @@ class MetricsApp:
 
         as_openmetrics = prometheus.is_openmetrics(environ.get("HTTP_ACCEPT", ""))
         breath = prometheus.Breath()
-        body = render(self._source, as_openmetrics=as_openmetrics, breath=breath)
+        parts = render(self._source, as_openmetrics=as_openmetrics, breath=breath)
         fields = [
             ("Content-Type", prometheus.OPENMETRICS_TYPE if as_openmetrics else prometheus.TEXT_TYPE),
             ("Vary", "Accept, Accept-Encoding"),
         ]
         if _takes_gzip(environ.get("HTTP_ACCEPT_ENCODING", "")):
-            body = _zipped(body, breath)
+            parts = _zipped(parts, breath)
             fields.append(("Content-Encoding", "gzip"))
-        return "200 OK", fields, body
+        return "200 OK", fields, b"".join(parts)
 
 
 def _line(status: str, text: str, *fields: tuple[str, str]) -> tuple[str, list[tuple[str, str]], bytes]:
@@ -177,14 +180,14 @@ def _takes_gzip(accepted: str) -> bool:
     )
 
 
-def _zipped(body: bytes, breath: Breath) -> bytes:
+def _zipped(parts: Iterable[bytes], breath: Breath) -> Iterator[bytes]:
     """In pieces: where greenlets serve, nobody else would run until all is done."""
     zipper = zlib.compressobj(6, zlib.DEFLATED, _GZIP)
-    parts: list[bytes] = []
-    for begin in range(0, len(body), _CHUNK):
-        parts.append(zipper.compress(body[begin : begin + _CHUNK]))
-        breath()
-    return b"".join([*parts, zipper.flush()])
+    for part in parts:
+        for begin in range(0, len(part), _CHUNK):
+            yield zipper.compress(part[begin : begin + _CHUNK])
+            breath()
+    yield zipper.flush()
 
 
 # -- the section ---------------------------------------------------------------------------------------------------

@@ -48,7 +48,7 @@ def command(
             catch_up(found)
         try:
             scrape.import_needed()
-            text = scrape.render(source, as_openmetrics=openmetrics)
+            text = b"".join(scrape.render(source, as_openmetrics=openmetrics))
         except scrape.Unreadable as error:
             raise StoreError(error.detail) from None
         click.echo(text, nl=False)

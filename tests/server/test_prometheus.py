@@ -191,7 +191,7 @@ def look_through(prometheus: Prometheus, began: float) -> None:
     labels = {name for found, _ in prometheus.query('last_over_time({job="shop"}[10m])') for name in found}
     assert not {name for name in labels if "pid" in name}
     workers = prometheus.query("count by (paste_agent_worker_number) (last_over_time(process_memory_usage_bytes[10m]))")
-    assert 3 <= len(workers) <= 8
+    assert 3 <= len(workers) <= 12
     exemplars = prometheus.exemplars("http_server_request_duration_seconds_bucket", began, time.time())
     assert exemplars
     assert all(re.fullmatch("[0-9a-f]{32}", labels["trace_id"]) for labels in exemplars)

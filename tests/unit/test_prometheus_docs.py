@@ -60,7 +60,8 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
         store.commit_drain(Delta(), [(None, row)], counters, 100, (), active)
         found = snapshot.read(store, time.time())
         resource = {"service.name": "shop", "telemetry.sdk.name": "paste-agent"}
-        text = prometheus.write(found, resource, as_openmetrics=False, breath=prometheus.Breath()).decode()
+        parts = prometheus.write(found, resource, as_openmetrics=False, breath=prometheus.Breath())
+        text = b"".join(parts).decode()
     names: dict[str, set[str]] = {}
     for family in parser.text_string_to_metric_families(text):
         for sample in family.samples:

@@ -199,7 +199,8 @@ def test_no_place_that_the_processes_share(tmp_path: Path) -> None:
 
 
 def test_a_fault_of_the_writer_is_no_half_answer(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(*arguments: object, **keys: object) -> bytes:
+    def fails(*arguments: object, **keys: object) -> Iterator[bytes]:
+        yield b"http_server"
         raise RuntimeError("out of order")
 
     monkeypatch.setattr(prometheus, "write", fails)
