@@ -25,7 +25,7 @@ from paste_agent.recorder.layout import FAILED
 from paste_agent.recorder.reader import BadRecorder, InFlight, OtherVersion, Reader
 from paste_agent.settings import Settings
 from paste_agent.store import retention
-from paste_agent.store.snapshot import ACTIVE, active_text, readings_of
+from paste_agent.store.snapshot import ACTIVE, active_of, active_text, readings_of
 from paste_agent.store.store import ENDED, LOST, RUNNING, PostmortemRow, RecorderRow, Store
 
 #: Records younger than this are left alone: by then another core has seen all of their bytes.
@@ -110,7 +110,7 @@ class Lead:
         self._tracked: dict[str, _Tracked] = {}
         self._bad: set[str] = set()
         self._newly_bad = 0
-        self._active: dict[tuple[str, str], int] = {}
+        self._active = active_of(store.meta(ACTIVE))
         self._active_said: str | None = None
         self._tidied_at = 0.0
         self._settled = False

@@ -72,6 +72,9 @@ def read(store: Store, now_s: float, *, examples: bool = False) -> Snapshot:
     db.execute("BEGIN")
     try:
         rows = [row for row in store.recorders() if abs(now_s - row.seen_at) <= _FRESH_S]
+        active = active_of(store.meta(ACTIVE))
+        if not any(row.state == RUNNING for row in rows):
+            active = dict.fromkeys(active, 0)
         return Snapshot(
             service=store.meta("service.name") or "",
             instance_id=store.meta("service.instance.id") or "",
@@ -79,7 +82,7 @@ def read(store: Store, now_s: float, *, examples: bool = False) -> Snapshot:
                 f"SELECT metric, attributes, {_COLUMNS} FROM totals JOIN series ON series.id = series"
             ).fetchall(),
             counters=store.counters(),
-            readings=readings_of(rows, _active_of(store.meta(ACTIVE), rows)),
+            readings=readings_of(rows, active),
             examples=db.execute(
                 "SELECT trace_id, span_id, attributes, started_at_ns, duration_ns FROM traces"
                 " ORDER BY started_at_ns DESC LIMIT ?",
@@ -113,11 +116,9 @@ def active_text(active: Mapping[tuple[str, str], int]) -> str:
     return json.dumps([[method, scheme, count] for (method, scheme), count in active.items()])
 
 
-def _active_of(text: str | None, rows: Iterable[RecorderRow]) -> dict[tuple[str, str], int]:
-    """The same back; of a service that has ended nothing is in flight."""
+def active_of(text: str | None) -> dict[tuple[str, str], int]:
+    """The same back, from the store's meta."""
     try:
-        found = json.loads(text or "[]")
-        runs = any(row.state == RUNNING for row in rows)
-        return {(str(method), str(scheme)): int(count) if runs else 0 for method, scheme, count in found}
+        return {(str(method), str(scheme)): int(count) for method, scheme, count in json.loads(text or "[]")}
     except (ValueError, TypeError):  # somebody else has written there
         return {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -19,7 +20,7 @@ from tests.faults.load import KINDS, Load
 from tests.faults.service import APPLICATION, kill, kill_all, lead_pid
 from tests.prometheus import Prometheus, running_prometheus
 from tests.recorders import requests_of
-from tests.serving import GUNICORN_PASTER, NO_CONTROL_SOCKET, PATIENCE_S, Served, serve, wait_for
+from tests.serving import GUNICORN_PASTER, NO_CONTROL_SOCKET, PATIENCE_S, ROOT, Served, serve, wait_for
 
 INI = """
 [app:service]
@@ -47,8 +48,11 @@ use = egg:paste_agent
 bind = 127.0.0.1:0
 workers = 3
 """
-#: Text of OpenMetrics is what Prometheus asks for; a person's browser and curl get the other.
-ACCEPTS = ("*/*", "application/openmetrics-text; version=1.0.0")
+#: Panels of the dashboard about what it does not do: it asks no database and no other service.
+NOT_OF_THIS_SERVICE = {
+    "Time by part", "Queries, time by summary", "Queries, p95", "Calls of other services, p95",
+    "Layers of the pipeline", "Background tasks, mean", "Wait for a worker",
+}  # fmt: skip
 REQUESTS = "http_server_request_duration_seconds_count"
 
 
@@ -69,14 +73,13 @@ def command() -> list[str]:
     return [*GUNICORN_PASTER, *NO_CONTROL_SOCKET, "shop.ini"]
 
 
-def scrape(server: Served, accept: str = "*/*") -> str:
-    request = urllib.request.Request(f"{server.url}/metrics", headers={"Accept": accept})
-    with urllib.request.urlopen(request, timeout=PATIENCE_S) as response:
+def scrape(server: Served) -> str:
+    with urllib.request.urlopen(f"{server.url}/metrics", timeout=PATIENCE_S) as response:
         return str(response.read().decode())
 
 
 def lines_about_requests(text: str) -> list[str]:
-    return [line.partition(" # ")[0] for line in text.splitlines() if line.startswith("http_server_request_duration")]
+    return [line for line in text.splitlines() if line.startswith("http_server_request_duration")]
 
 
 def counted(directory: Path) -> dict[tuple[str | None, str | None], int]:
@@ -138,6 +141,7 @@ def test_a_real_prometheus_sees_no_counter_go_back(here: Path, prometheus: Prome
                 wait_for(lambda: not load.is_alive(), "the end of the load")
                 wait_for(lambda: agree(prometheus, here, load), "what the store holds", 2 * PATIENCE_S)
                 look_through(prometheus, began)
+                assert without_data(prometheus) <= NOT_OF_THIS_SERVICE
                 ports.clear()
                 server.stop()
     assert load.tally.wrong == []
@@ -195,3 +199,16 @@ def look_through(prometheus: Prometheus, began: float) -> None:
     exemplars = prometheus.exemplars("http_server_request_duration_seconds_bucket", began, time.time())
     assert exemplars
     assert all(re.fullmatch("[0-9a-f]{32}", labels["trace_id"]) for labels in exemplars)
+
+
+def without_data(prometheus: Prometheus) -> set[str]:
+    """Titles of the dashboard's panels that would have nothing to show."""
+    panels = json.loads((ROOT / "docs" / "grafana" / "paste-agent.json").read_text(encoding="utf-8"))["panels"]
+    words = {"$__rate_interval": "1m", "$__range": "5m", "$job": "shop", "$instance": ".*", "$route": ".*"}
+    empty = set()
+    for panel in panels:
+        queries = [target["expr"] for target in panel.get("targets", [])]
+        answers = [prometheus.query(re.sub(r"\$\w+", lambda found: words[found[0]], query)) for query in queries]
+        if queries and not any(answers):
+            empty.add(panel["title"])
+    return empty

@@ -69,6 +69,11 @@ def test_a_token_file_that_cannot_be_used(paste_agent: Run, tmp_path: Path) -> N
         refused(paste_agent("metrics", ini, "--token-file", token), "--token-file")
 
 
+def test_without_prometheus_client(paste_agent: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "prometheus_client", None)
+    refused(paste_agent("metrics", ini_of(tmp_path)), "pip install 'paste-agent[prometheus]'")
+
+
 @contextmanager
 def served(directory: Path, *options: str, says: str = "") -> Iterator[str]:
     """Its address, while it serves; it ends by SIGINT, as by Ctrl-C, and says no more than `says`."""

@@ -257,6 +257,14 @@ def test_what_others_read_is_what_the_lead_sends(tmp_path: Path) -> None:
                 assert [one.value for one in found if one.metric == metrics.WORKER_COUNT] == [2]
                 if requests == 2:
                     layout.SLOT.pack_into(serving.buffer, at, 0, 0, 0, 0, b"", b"", b"", 0, 0, 0)
+        with leading(tmp_path) as lead:  # another one, which tells of what it has never seen that it is 0
+            lead.drain()
+            active = {
+                one.attributes["http.request.method"]: one.value
+                for one in lead.readings
+                if one.attributes.keys() & {"url.scheme"}
+            }
+            assert active == {"GET": 0, "POST": 1}
     finally:
         for one in (serving, other):
             die(one)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -226,6 +227,12 @@ def test_a_wrong_section(tmp_path: Path, keys: str, words: tuple[str, ...]) -> N
     for word in words:
         assert word in str(raised.value)
     assert "two words" not in str(raised.value)
+
+
+def test_without_prometheus_client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "prometheus_client", None)
+    with pytest.raises(AgentError, match=r"pip install 'paste-agent\[prometheus\]'"):
+        app_of(tmp_path)
 
 
 def test_one_of_two_services(tmp_path: Path) -> None:
