@@ -13,19 +13,22 @@ from paste_agent.settings import CONFIG_FILE, ENVIRONMENT, Settings
 SECTION = "paste_agent"
 
 
-def settings_of(environ: Mapping[str, str]) -> Settings:
+def settings_of(environ: Mapping[str, str], name: str | None = None) -> Settings:
     """The settings of a program that is started with the agent on board.
 
     They are those of [paste_agent] in the file that PASTE_AGENT_CONFIG_FILE names, [paste_agent:NAME] laid over them
     where PASTE_AGENT_ENVIRONMENT is NAME; or of the filter's section, where the file is a PasteDeploy ini. Without
-    a file they are those of the environment. Raises IniError and SettingError.
+    a file they are those of the environment.
+
+    name: of the service, where there is neither a file nor a setting that gives it one.
+    Raises IniError and SettingError.
     """
     path = environ.get(CONFIG_FILE)
     environment = environ.get(ENVIRONMENT)
     if not path:
         if environment:
             raise SettingError(ENVIRONMENT, environment, f"says which section of {CONFIG_FILE} counts; set that too")
-        return settings.load({}, {}, environ, "environment")
+        return settings.load({}, {}, environ, "environment", name)
     path = os.path.abspath(path)
     parser = ini.parser_of(path)
     if not parser.has_section(SECTION):
