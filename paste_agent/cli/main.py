@@ -7,7 +7,7 @@ import sys
 import click
 
 import paste_agent
-from paste_agent.cli import check, demo_traffic, postmortem, report, trace
+from paste_agent.cli import check, demo_traffic, postmortem, report, run_program, trace
 from paste_agent.errors import AgentError
 
 
@@ -22,6 +22,8 @@ group.add_command(trace.command, "trace")
 group.add_command(postmortem.command, "postmortem")
 group.add_command(check.command, "check")
 group.add_command(demo_traffic.command, "demo-traffic")
+group.add_command(run_program.run_program, "run-program")
+group.add_command(run_program.run_python, "run-python")
 
 
 def run() -> None:
@@ -30,4 +32,4 @@ def run() -> None:
         group(prog_name="paste-agent")
     except AgentError as error:
         click.echo(f"paste-agent: {error}", err=True)
-        sys.exit(1)
+        sys.exit(getattr(error, "status", 1))

@@ -16,7 +16,7 @@ UNKNOWN = "unknown_service"
 
 
 def of_served(what: str) -> str | None:
-    """Of an ini, its name; of `module:application`, the module, without `.wsgi` at its end; None for what is neither."""
+    """Of an ini, its name; of `module:application`, the module, without `.wsgi` at its end; None: it is neither."""
     ini = _INI.fullmatch(what)
     if ini is not None:
         return _usable(os.path.basename(ini[1]))

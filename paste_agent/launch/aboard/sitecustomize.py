@@ -39,7 +39,7 @@ if _trouble and sys.stderr is not None:
 # Whatever the other one raises is its own affair: the interpreter says so, as it would without this one.
 _this = sys.modules.pop("sitecustomize")
 try:
-    import sitecustomize  # noqa: F401
+    import sitecustomize  # type: ignore[import-not-found]  # noqa: F401
 except ImportError:
     sys.modules.setdefault("sitecustomize", _this)
     if getattr(sys.exc_info()[1], "name", "sitecustomize") != "sitecustomize":
