@@ -433,14 +433,14 @@ def load(
     global_conf: Mapping[str, str],
     environ: Mapping[str, str],
     section: str = DEFAULT_SECTION,
-    name: str | None = None,
+    fallback_name: str | None = None,
 ) -> Settings:
     """Read the settings of one service.
 
     local_conf, global_conf: as PasteDeploy passes them to a factory.
     environ: the process's environment.
     section: for messages, such as `filter:agent`.
-    name: of the service, where neither a setting nor an ini gives it one.
+    fallback_name: of the service, where neither a setting nor an ini gives it one.
     Raises SettingError for an unknown key or a wrong value, wherever it stands.
     """
     for key in local_conf:
@@ -457,7 +457,7 @@ def load(
     for row in TABLE.values():
         values[row.key], origins[row.key] = _effective(row, local_conf, environ, section)
     overruled = _overrule(values) if values["high_security"] else ()
-    _derive(values, global_conf, environ, name)
+    _derive(values, global_conf, environ, fallback_name)
     return Settings(values, origins, section, overruled)
 
 

@@ -1,4 +1,4 @@
-"""`paste-agent run-program` and `run-python`: a program with the agent on board, without a word about it in its code."""
+"""`paste-agent run-program` and `run-python`: a program with the agent on board, without a word of it in its code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `paste-agent run-program` finds out about a program before it takes this process's place, and what it tells it."""
+"""What `paste-agent run-program` finds out about a program before the program takes its place, and what it tells it."""
 
 from __future__ import annotations
 
