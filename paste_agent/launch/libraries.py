@@ -1,7 +1,7 @@
 """Lends the agent its libraries in a program whose virtual environment does not have them.
 
-They come last, after all that the program has itself, and only for what the agent imports: to the program a library
-that it lacks is still missing.
+They come last, after all that the program has itself, and only for what the agent imports: a library that the program
+lacks is still missing when it asks for it, unless the agent has imported it by then.
 """
 
 from __future__ import annotations
@@ -33,6 +33,9 @@ class _Lender:
     ) -> ModuleSpec | None:
         if not _is_lent(name) or not _is_asked_by_us():
             return None
+        if name in _OUTERMOST and name not in NEEDED:
+            # A namespace. What else our own directories have in it is not the program's, so it has no place to look at.
+            return ModuleSpec(name, None, is_package=True)
         inside = name.split(".")[:-1]
         return PathFinder.find_spec(name, ["/".join([directory, *inside]) for directory in self._directories], target)
 

@@ -1,0 +1,173 @@
+"""Worker classes of gunicorn with the agent on board: exact through reload, SIGKILL and stop; post-mortems of the dead."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import urllib.request
+from contextlib import closing, suppress
+from pathlib import Path
+
+import pytest
+
+from paste_agent.store.store import Store
+from tests.faults.running import classes
+from tests.serving import NO_CONTROL_SOCKET, Served
+from tests.starting.ways import APP, BIN, WITH_AGENT, requests_in, run_program, server, services_in, started
+
+GUNICORN = [*NO_CONTROL_SOCKET, "--bind", "127.0.0.1:0", "--workers", "1"]
+
+
+def get(url: str) -> bytes:
+    with urllib.request.urlopen(url, timeout=60) as answer:
+        body: bytes = answer.read()
+    return body
+
+
+def hang(url: str) -> None:
+    with suppress(OSError):  # the worker dies over it
+        get(url)
+
+
+def kill_worker_in_flight(program: Served, url: str, here: Path) -> None:
+    """SIGKILL to the one worker, while a request is in flight there; returns once there is another."""
+    (worker,) = program.workers()
+    asking = threading.Thread(target=hang, args=(f"{url}/hang",))
+    asking.start()
+    program.wait_for((here / "hanging").exists, "the request that hangs")
+    # Not the arbiter's doing: what it learns, it learns from waiting for it.
+    import os
+
+    os.kill(worker, signal.SIGKILL)
+    asking.join()
+    program.wait_for(lambda: program.workers() not in ([], [worker]), "another worker")
+
+
+HANGING = APP.replace('    if path == "/hang":', '    if path == "/hang":\n        open("hanging", "w").close()')
+
+
+@pytest.mark.parametrize("preload", [False, True], ids=["", "preload"])
+@classes("sync", "gevent")
+def test_killed_and_reloaded(tmp_path: Path, worker_class: str, preload: bool) -> None:
+    options = ["-k", worker_class, *(["--preload"] if preload else [])]
+    with started(tmp_path, run_program("gunicorn", *GUNICORN, *options, "app:application"), {"app.py": HANGING}) as (
+        program,
+        url,
+    ):
+        for _ in range(3):
+            get(f"{url}/page")
+        kill_worker_in_flight(program, url, tmp_path)
+        for _ in range(3):
+            get(f"{url}/page")
+        before = program.workers()
+        program.send(signal.SIGHUP)
+        program.wait_for(lambda: program.workers() and not set(program.workers()) & set(before), "a reload")
+        for _ in range(3):
+            get(f"{url}/page")
+        assert program.stop() == 0
+    assert requests_in(tmp_path) == {"/page": 9}
+    assert services_in(tmp_path) == ["app"]
+    with closing(Store(str(tmp_path / "store.sqlite"), read_only=True)) as store:
+        (found,) = store.postmortems(0, 1e12, 10)
+    assert found.reason == "signal"
+    assert "SIGKILL" in str(found.summary)  # the arbiter's word: a process cannot write down its own
+    assert "/hang" in str(found.summary)
+
+
+@classes("gthread", "tornado", "eventlet")
+def test_other_classes(tmp_path: Path, worker_class: str) -> None:
+    with started(tmp_path, run_program("gunicorn", *GUNICORN, "-k", worker_class, "app:application")) as (program, url):
+        get(f"{url}/page")
+        assert program.stop() == 0
+    assert requests_in(tmp_path) == {"/page": 1}
+
+
+#: A worker class and an application of one's own.
+EMBEDDED = """
+import app
+from gunicorn.app.base import BaseApplication
+from gunicorn.workers.sync import SyncWorker
+
+class Worker(SyncWorker):
+    pass
+
+class Embedded(BaseApplication):
+    def load_config(self):
+        for name, value in {settings}.items():
+            self.cfg.set(name, value)
+
+    def load(self):
+        return app.application
+
+if __name__ == "__main__":
+    Embedded().run()
+"""
+
+
+def test_an_embedding_application_and_a_worker_class_of_its_own(tmp_path: Path) -> None:
+    settings = {"bind": "127.0.0.1:0", "worker_class": "embed.Worker"}
+    settings |= {"control_socket_disable": "true"} if NO_CONTROL_SOCKET else {}
+    files = {"embed.py": EMBEDDED.format(settings=settings)}
+    with started(tmp_path, [str(BIN / "paste-agent"), "run-python", "embed.py"], files) as (program, url):
+        get(f"{url}/page")
+        assert program.stop() == 0
+    assert requests_in(tmp_path) == {"/page": 1}
+    assert services_in(tmp_path) == ["embed"]
+
+
+LOADS_AN_INI = """
+from paste.deploy import loadapp
+application = loadapp("config:shop.ini", relative_to=".")
+"""
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["gunicorn_paster", "shop.ini"],
+        ["gunicorn", *GUNICORN, "--paste", "shop.ini"],
+        ["pserve", "shop.ini"],
+        ["gunicorn", *GUNICORN, "loads:application"],
+        ["gunicorn", *GUNICORN, "--preload", "loads:application"],
+    ],
+    ids=" ".join,
+)
+def test_a_pipeline_that_has_the_agent_is_measured_once_under_its_own_name(tmp_path: Path, command: list[str]) -> None:
+    files = {"shop.ini": WITH_AGENT + server("egg:paste_agent"), "loads.py": LOADS_AN_INI}
+    with started(tmp_path, run_program(*command), files) as (program, url):
+        get(f"{url}/page")
+        program.send(signal.SIGHUP)
+        program.wait_for_output("Handling signal: hup")
+        get(f"{url}/page")
+        assert program.stop() == 0
+    assert requests_in(tmp_path) == {"/page": 2}
+    assert services_in(tmp_path) == ["of_the_ini"]
+
+
+def test_a_pipeline_where_the_agent_is_switched_off_is_left_alone(tmp_path: Path) -> None:
+    files = {"shop.ini": WITH_AGENT.replace("service_name", "enabled = false\nservice_name")}
+    with started(tmp_path, run_program("gunicorn", *GUNICORN, "--paste", "shop.ini"), files) as (program, url):
+        get(f"{url}/page")
+        assert program.stop() == 0
+    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "store.sqlite").exists()
+
+
+ASGI = """
+async def application(scope, receive, send):
+    if scope["type"] == "http":
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"hello"})
+"""
+
+
+@pytest.mark.parametrize("worker_class", ["asgi", "sync"])
+def test_an_asgi_application_is_left_alone_with_a_line(tmp_path: Path, worker_class: str) -> None:
+    command = run_program("gunicorn", *GUNICORN, "-k", worker_class, "app:application")
+    with started(tmp_path, command, {"app.py": ASGI}) as (program, url):
+        program.wait_for_output("app: not measured")
+        if worker_class == "asgi":
+            assert get(url) == b"hello"
+        assert program.stop() == 0
+        assert program.output().count("not measured") == 1
+    assert not (tmp_path / "run").exists()
