@@ -267,7 +267,7 @@ TABLE: dict[str, Setting] = {
         Setting("enabled", _boolean, True, "", "false: the filter's factory returns the application itself.",
                 otel="OTEL_SDK_DISABLED", from_otel=_negated),
         Setting("service_name", _text, None, "", "Name of the service. Each has its own recorders, lease and store.",
-                default_text="the ini's name without `.ini`", otel="OTEL_SERVICE_NAME"),
+                default_text="the ini's name without `.ini`; without an ini, the name of what is served", otel="OTEL_SERVICE_NAME"),
         Setting("resource_attributes", _pairs, {}, "", "Further attributes of the resource, key=value,key=value, such as deployment.environment.name=production.",
                 otel="OTEL_RESOURCE_ATTRIBUTES"),
         Setting("store", _path, None, "", "Path of the store, relative to the ini; `memory`: in the runtime directory, gone after a reboot.",

@@ -52,6 +52,16 @@ def settings_of(environ: Mapping[str, str], name: str | None = None) -> Settings
     return settings.load(found, conf, environ, SECTION)
 
 
+def services_in(path: str, environ: Mapping[str, str]) -> list[Settings]:
+    """The settings of every service that a file configures: an ini, or one with a section [paste_agent].
+
+    Raises IniError and SettingError.
+    """
+    if ini.parser_of(path).has_section(SECTION):
+        return [settings_of({**environ, CONFIG_FILE: path})]
+    return ini.services(path, environ)
+
+
 def _of_pipeline(path: str, environ: Mapping[str, str]) -> Settings:
     """Of the one section of an ini whose `use` is this package."""
     found = ini.services(path, environ)

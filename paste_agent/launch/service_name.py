@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 
 _INI = re.compile(r"(?:config:)?([^#]*)\.ini(?:#.*)?")
 _ATTRIBUTE = re.compile(r"([^\W\d][\w.]*):[^\W\d].*")
@@ -12,6 +13,10 @@ _MODULE = re.compile(r"[^\W\d][\w.]*")
 #: The module of a package that holds nothing but the application.
 _LAST = ".wsgi"
 _MOST = 255
+#: Options whose value is a module with an application.
+_FLASK = ("--app", "-A")
+#: Programs that every project has: a package's, as `python -m` runs it, and Django's.
+_OF_A_DIRECTORY = ("__main__", "manage")
 UNKNOWN = "unknown_service"
 
 
@@ -31,13 +36,15 @@ def of_module(name: str) -> str | None:
 
 def of_command(argv: Sequence[str]) -> str:
     """Of a program's arguments: of the first one that names what is served, else of the program itself."""
-    for word in argv[1:]:
+    for option, word in pairwise(argv):
         found = None if word.startswith("-") else of_served(word)
+        if found is None and option in _FLASK:
+            found = of_module(os.path.basename(word).removesuffix(".py"))
         if found is not None:
             return found
-    program = argv[0] if argv else ""
+    program = os.path.abspath(argv[0]) if argv and argv[0] not in ("", "-c") else ""
     stem, _ = os.path.splitext(os.path.basename(program))
-    if stem == "__main__":  # python -m package
+    if stem in _OF_A_DIRECTORY:
         stem = os.path.basename(os.path.dirname(program))
     return _usable(stem) or UNKNOWN
 

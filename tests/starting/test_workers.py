@@ -1,7 +1,8 @@
-"""Worker classes of gunicorn with the agent on board: exact through reload, SIGKILL and stop; post-mortems of the dead."""
+"""Worker classes of gunicorn with the agent on board: exact through reload, SIGKILL and stop; post-mortems."""
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import urllib.request
@@ -35,9 +36,6 @@ def kill_worker_in_flight(program: Served, url: str, here: Path) -> None:
     asking = threading.Thread(target=hang, args=(f"{url}/hang",))
     asking.start()
     program.wait_for((here / "hanging").exists, "the request that hangs")
-    # Not the arbiter's doing: what it learns, it learns from waiting for it.
-    import os
-
     os.kill(worker, signal.SIGKILL)
     asking.join()
     program.wait_for(lambda: program.workers() not in ([], [worker]), "another worker")

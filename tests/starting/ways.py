@@ -30,7 +30,7 @@ def application(environ, start_response):
             pass
     if path == "/child":
         import subprocess, sys
-        code = "import sys; print(sorted(name for name in sys.modules if 'paste_agent' in name))"
+        code = "import sys; print(sorted(name for name in sys.modules if name.startswith('paste_agent')))"
         body = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True).stdout
     else:
         body = str(os.getpid()).encode()
@@ -78,6 +78,7 @@ class Way:
     env: Mapping[str, str] = field(default_factory=dict)
     arbiter: bool = True  #: gunicorn's knows of the agent
     stop: signal.Signals = signal.SIGTERM
+    routes: Mapping[str, int] = field(default_factory=lambda: {"/one": 1, "/two": 2})  #: of what is asked for
 
 
 def run_program(*command: str) -> list[str]:
@@ -151,10 +152,11 @@ WAYS: dict[str, Way] = {
     ),
     "paste-agent run-program flask --app app run": Way(
         run_program("flask", "--app", "app", "run", "--port", "0"),
-        "flask",
+        "app",
         {"app.py": FLASK},
         arbiter=False,
         stop=signal.SIGINT,
+        routes={"/<page>": 3},
     ),
     "paste-agent run-python -m gunicorn app:application": Way(
         [str(BIN / "paste-agent"), "run-python", "-m", "gunicorn", *GUNICORN_OPTIONS, "app:application"], "app"
