@@ -19,6 +19,8 @@ from paste_agent.settings import CONFIG_FILE, HERE, Settings
 #: To the shell, a program that is not there, and one that cannot be executed.
 NOT_FOUND, NOT_EXECUTABLE = 127, 126
 
+#: With -E, -I or -S in it, before a -W or -X that takes the rest.
+_BARRING = re.compile(r"-[A-VYZa-z]*[EIS].*")
 _PYTHON = re.compile(r"(?:python|pypy)[\d.]*[a-z]*")
 _ASK = (
     "import sys; i = getattr(getattr(sys, 'implementation', None), 'name', 'python'); "
@@ -59,10 +61,11 @@ def check(path: str, arguments: Sequence[str], environ: Mapping[str, str]) -> No
     interpreter, options = _interpreter(path, arguments, environ)
     if interpreter is None:
         return  # no Python; those that it may start look by themselves
-    if any(re.fullmatch(r"-[A-VYZa-z]*[EI].*", option) for option in options):
+    barring = next((option for option in options if _BARRING.fullmatch(option)), None)
+    if barring is not None:
         raise ProgramError(
-            f"{path}: runs under {interpreter} {' '.join(options)}, which ignores PYTHONPATH, and with it the agent; "
-            f"leave that option out, or run `paste-agent run-program {interpreter} {path}`"
+            f"{path}: Python's option {barring} keeps the agent out, which comes by PYTHONPATH and sitecustomize; "
+            "start it without, as in `paste-agent run-program python SCRIPT`"
         )
     version = _version(interpreter)
     if version is not None and version != own_python():

@@ -58,8 +58,8 @@ def test_without_a_command_it_says_how_it_is_used(tmp_path: Path) -> None:
         (["true"], 1, {"PASTE_AGENT_NAME": "shop"}, ["PASTE_AGENT_NAME", "unknown"]),
         (["true"], 1, {"PASTE_AGENT_CONFIG_FILE": "nowhere.ini"}, ["nowhere.ini", "No such file"]),
         (["true"], 1, {"PASTE_AGENT_CONFIG_FILE": "wrong.ini"}, ["[paste_agent] apdex_t_s = 'soon'"]),
-        (["./isolated"], 1, {}, ["./isolated", "-I", "ignores PYTHONPATH"]),
-        ([sys.executable, "-sE", "-c", "1"], 1, {}, ["-sE", "ignores PYTHONPATH"]),
+        (["./isolated"], 1, {}, ["./isolated", "-I keeps the agent out"]),
+        ([sys.executable, "-sE", "-c", "1"], 1, {}, ["-sE keeps the agent out"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
