@@ -118,6 +118,10 @@ def prepare(name: Callable[[], str], ini_path: str | None = None) -> None:
         settings = settings_here(name)
         if settings is not None and settings.enabled:
             instrument.install_for(settings)
+            if settings.trace_functions:
+                from paste_agent import functions
+
+                functions.install(settings.trace_functions, log.Warnings(settings.service_name))
     except Exception as fault:
         lifecycle.on_fault("launch", fault)
 

@@ -14,7 +14,7 @@ import pytest
 from paste_agent.store.store import Store
 from tests.faults.running import classes
 from tests.serving import NO_CONTROL_SOCKET, Served
-from tests.starting.ways import APP, BIN, WITH_AGENT, requests_in, run_program, server, services_in, started
+from tests.starting.ways import APP, BARE, BIN, WITH_AGENT, requests_in, run_program, server, services_in, started
 
 GUNICORN = [*NO_CONTROL_SOCKET, "--bind", "127.0.0.1:0", "--workers", "1"]
 
@@ -78,6 +78,42 @@ def test_other_classes(tmp_path: Path, worker_class: str) -> None:
         get(f"{url}/page")
         assert program.stop() == 0
     assert requests_in(tmp_path) == {"/page": 1}
+
+
+TAKES_HOLD = """
+from stock import reserve
+
+def application(environ, start_response):
+    reserve()
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return [b"reserved"]
+
+def factory(global_conf, **local_conf):
+    return application
+"""
+
+
+@pytest.mark.parametrize(
+    ("command", "stop"),
+    [
+        (["gunicorn", *GUNICORN, "app:application"], signal.SIGTERM),
+        (["waitress-serve", "--listen=127.0.0.1:0", "app:application"], signal.SIGINT),
+        (["pserve", "shop.ini"], signal.SIGINT),
+        (["paster", "serve", "shop.ini"], signal.SIGINT),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_what_an_application_takes_hold_of_is_instrumented_by_then(
+    tmp_path: Path, command: list[str], stop: signal.Signals
+) -> None:
+    files = {"app.py": TAKES_HOLD, "stock.py": "def reserve(): pass\n", "shop.ini": BARE + server("egg:waitress")}
+    env = {"PASTE_AGENT_TRACE_FUNCTIONS": "stock:reserve"}
+    with started(tmp_path, run_program(*command), files, env) as (program, url):
+        get(url)
+        program.stop(stop)
+    with closing(Store(str(tmp_path / "store.sqlite"), read_only=True)) as store:
+        (trace,) = store.traces(0, 1e12, "newest", False, 10)  # the first one is kept
+    assert "stock.reserve" in str(trace.detail)
 
 
 #: A worker class and an application of one's own.
