@@ -14,9 +14,22 @@ import pytest
 from paste_agent.store.store import Store
 from tests.faults.running import classes
 from tests.serving import NO_CONTROL_SOCKET, Served
-from tests.starting.ways import APP, BARE, BIN, WITH_AGENT, requests_in, run_program, server, services_in, started
+from tests.starting.ways import (
+    APP,
+    BARE,
+    BIN,
+    GUNICORN_OPTIONS,
+    SERVES,
+    WITH_AGENT,
+    requests_in,
+    run_program,
+    server,
+    services_in,
+    started,
+)
 
-GUNICORN = [*NO_CONTROL_SOCKET, "--bind", "127.0.0.1:0", "--workers", "1"]
+#: The last one for connections that a client leaves open.
+GUNICORN = [*GUNICORN_OPTIONS, "--graceful-timeout", "5"]
 
 
 def get(url: str) -> bytes:
@@ -31,14 +44,14 @@ def hang(url: str) -> None:
 
 
 def kill_worker_in_flight(program: Served, url: str, here: Path) -> None:
-    """SIGKILL to the one worker, while a request is in flight there; returns once there is another."""
+    """SIGKILL to the one worker, while a request is in flight there; returns once another serves."""
     (worker,) = program.workers()
     asking = threading.Thread(target=hang, args=(f"{url}/hang",))
     asking.start()
     program.wait_for((here / "hanging").exists, "the request that hangs")
     os.kill(worker, signal.SIGKILL)
     asking.join()
-    program.wait_for(lambda: program.workers() not in ([], [worker]), "another worker")
+    program.wait_for_output(SERVES, times=2)
 
 
 HANGING = APP.replace('    if path == "/hang":', '    if path == "/hang":\n        open("hanging", "w").close()')
@@ -57,9 +70,10 @@ def test_killed_and_reloaded(tmp_path: Path, worker_class: str, preload: bool) -
         kill_worker_in_flight(program, url, tmp_path)
         for _ in range(3):
             get(f"{url}/page")
-        before = program.workers()
+        (before,) = program.workers()
         program.send(signal.SIGHUP)
-        program.wait_for(lambda: program.workers() and not set(program.workers()) & set(before), "a reload")
+        program.wait_for_output(SERVES, times=3)
+        program.wait_for(lambda: before not in program.workers(), "the end of the former worker")
         for _ in range(3):
             get(f"{url}/page")
         assert program.stop() == 0
@@ -171,7 +185,7 @@ def test_a_pipeline_that_has_the_agent_is_measured_once_under_its_own_name(tmp_p
     with started(tmp_path, run_program(*command), files) as (program, url):
         get(f"{url}/page")
         program.send(signal.SIGHUP)
-        program.wait_for_output("Handling signal: hup")
+        program.wait_for_output(SERVES, times=2)
         get(f"{url}/page")
         assert program.stop() == 0
     assert requests_in(tmp_path) == {"/page": 2}
@@ -195,7 +209,7 @@ async def application(scope, receive, send):
 """
 
 
-@pytest.mark.parametrize("worker_class", ["asgi", "sync"])
+@classes("asgi", "sync")
 def test_an_asgi_application_is_left_alone_with_a_line(tmp_path: Path, worker_class: str) -> None:
     command = run_program("gunicorn", *GUNICORN, "-k", worker_class, "app:application")
     with started(tmp_path, command, {"app.py": ASGI}) as (program, url):

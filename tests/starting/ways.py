@@ -59,8 +59,12 @@ WITH_AGENT = (
     "[pipeline:main]\npipeline = agent served\n[filter:agent]\nuse = egg:paste_agent\nservice_name = of_the_ini\n"
     "[app:served]\npaste.app_factory = app:factory\n"
 )
-GUNICORN_INI = f"{NO_CONTROL_SOCKET_INI}host = 127.0.0.1\nport = 0\nworkers = 2\n"
-GUNICORN_OPTIONS = (*NO_CONTROL_SOCKET, "--bind", "127.0.0.1:0", "--workers", "2")
+#: A worker says when it serves: a signal that gunicorn sends to one that still boots is lost. One that has answered does.
+SERVES = "this worker serves"
+CONF = f'def post_worker_init(worker):\n    worker.log.info("{SERVES}")\n'
+# One worker: the one that has answered.
+GUNICORN_INI = f"{NO_CONTROL_SOCKET_INI}host = 127.0.0.1\nport = 0\nworkers = 1\n"
+GUNICORN_OPTIONS = (*NO_CONTROL_SOCKET, "--bind", "127.0.0.1:0", "--workers", "1")
 
 
 def server(use: str) -> str:
@@ -201,7 +205,7 @@ def started(
     here: Path, command: Sequence[str], files: Mapping[str, str] | None = None, env: Mapping[str, str] | None = None
 ) -> Iterator[tuple[Served, str]]:
     """A program in `here`, once it listens, and its URL without a slash at the end."""
-    for name, text in {"app.py": APP, **(files or {})}.items():
+    for name, text in {"app.py": APP, "gunicorn.conf.py": CONF, **(files or {})}.items():
         (here / name).write_text(text)
     with serve(command, here, variables(here, **(env or {})), wait=False) as server:
         server.wait_for(lambda: port_of(server), "a port that is listened to")
