@@ -12,6 +12,7 @@ import gunicorn.arbiter
 from gunicorn.arbiter import Arbiter
 from gunicorn.errors import HaltServer
 
+from paste_agent.server.hooks import is_disowned
 from paste_agent.server.witness import Witness
 from paste_agent.settings import Settings
 
@@ -117,7 +118,8 @@ class _WatchedOs(ModuleType):
 
     def waitpid(self, pid: int, options: int) -> tuple[int, int]:
         ended, status = os.waitpid(pid, options)
-        if ended in self._arbiter.WORKERS:
+        worker = self._arbiter.WORKERS.get(ended)
+        if worker is not None and not is_disowned(worker):
             self._arbiter.witness.has_ended(ended, status)
         return ended, status
 

@@ -36,13 +36,35 @@ def _pre_fork(services: Sequence[Settings], arbiter: Any, worker: Any) -> None:
 def _post_worker_init(services: Sequence[Settings], worker: Any) -> None:
     forked_ns, user = getattr(worker, _FORKED, (0, -1))
     witnessed = [lifecycle.identity_of(settings) for settings in services]
+    knows = not services
     for agent in lifecycle.start_reporters():
+        is_witnessed = lifecycle.identity_of(agent.settings) in witnessed
+        knows = knows or is_witnessed
         recorder = agent.open()
         if forked_ns:
             agent.record(layout.KIND_BOOT, (), forked_ns, time.perf_counter_ns() - forked_ns)
         # The arbiter finds the recorders of its own user, and of the services that it knows of.
-        if user == os.geteuid() and lifecycle.identity_of(agent.settings) in witnessed:
+        if user == os.geteuid() and is_witnessed:
             recorder.set_word(layout.W_WITNESSED, 1)
+    if not knows:
+        _disown(worker)
+
+
+def _disown(worker: Any) -> None:
+    """Tell the arbiter that this worker has booted, and serves none of the services that the arbiter knows of.
+
+    By the size of the file that both have open, whose time is the worker's sign of life.
+    """
+    os.pwrite(worker.tmp.fileno(), b"\0", 0)
+    worker.tmp.notify()
+
+
+def is_disowned(worker: Any) -> bool:
+    """For the arbiter, of a worker in its table."""
+    try:
+        return os.fstat(worker.tmp.fileno()).st_size > 0
+    except (OSError, ValueError):  # closed
+        return False
 
 
 def _on_exit(services: Sequence[Settings], arbiter: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from paste_agent.aggregate import WORKER_LOST
 from paste_agent.store.store import Store
 from tests.faults.running import classes
 from tests.serving import NO_CONTROL_SOCKET, Served
@@ -41,6 +43,13 @@ def get(url: str) -> bytes:
 def hang(url: str) -> None:
     with suppress(OSError):  # the worker dies over it
         get(url)
+
+
+def lost_in(here: Path) -> dict[str, int]:
+    """Workers that were lost, by reason."""
+    with closing(Store(str(here / "store.sqlite"), read_only=True)) as store:
+        lost = {text: int(count) for (name, text), count in store.counters().items() if name == WORKER_LOST}
+    return {json.loads(text)["reason"]: count for text, count in lost.items()}
 
 
 def kill_worker_in_flight(program: Served, url: str, here: Path) -> None:
@@ -190,6 +199,48 @@ def test_a_pipeline_that_has_the_agent_is_measured_once_under_its_own_name(tmp_p
         assert program.stop() == 0
     assert requests_in(tmp_path) == {"/page": 2}
     assert services_in(tmp_path) == ["of_the_ini"]
+
+
+LEFT_ALONE = """
+async def application(scope, receive, send):
+    raise NotImplementedError
+"""
+
+
+@pytest.mark.parametrize("module", ["loads", "asynchronous"])
+def test_a_worker_that_serves_what_the_arbiter_does_not_know_has_booted_all_the_same(
+    tmp_path: Path, module: str
+) -> None:
+    """SIGKILL does not make of it one that could not boot, of a service that there is not."""
+    files = {"shop.ini": WITH_AGENT, "loads.py": LOADS_AN_INI, "asynchronous.py": LEFT_ALONE}
+    with started(tmp_path, run_program("gunicorn", *GUNICORN, f"{module}:application"), files) as (program, url):
+        program.wait_for_output(SERVES)
+        if module == "loads":
+            get(f"{url}/page")
+        os.kill(program.workers()[0], signal.SIGKILL)
+        program.wait_for_output(SERVES, times=2)
+        assert program.stop() == 0
+    if module == "loads":
+        assert requests_in(tmp_path) == {"/page": 1}
+        assert services_in(tmp_path) == ["of_the_ini"]
+        assert lost_in(tmp_path) == {"unknown": 1}
+    else:
+        assert not (tmp_path / "run").exists()
+
+
+def test_a_worker_that_cannot_boot_is_counted(tmp_path: Path) -> None:
+    """Also when a signal ends it while it loads."""
+    files = {
+        "app.py": "import os, signal\nif not os.path.exists('ready'):\n    os.kill(os.getpid(), signal.SIGKILL)\n" + APP
+    }
+    with started(tmp_path, run_program("gunicorn", *GUNICORN, "app:application"), files) as (program, url):
+        program.wait_for_output("Booting worker", times=2)
+        (tmp_path / "ready").touch()
+        program.wait_for_output(SERVES)
+        get(f"{url}/page")
+        assert program.stop() == 0
+        booted = program.output().count("Booting worker")
+    assert lost_in(tmp_path) == {"boot": booted - 1}
 
 
 def test_a_pipeline_where_the_agent_is_switched_off_is_left_alone(tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ WITH_AGENT = (
     "[pipeline:main]\npipeline = agent served\n[filter:agent]\nuse = egg:paste_agent\nservice_name = of_the_ini\n"
     "[app:served]\npaste.app_factory = app:factory\n"
 )
-#: A worker says when it serves: a signal that gunicorn sends to one that still boots is lost. One that has answered does.
+#: A worker says when it serves: a signal that gunicorn sends to one that still boots is lost.
 SERVES = "this worker serves"
 CONF = f'def post_worker_init(worker):\n    worker.log.info("{SERVES}")\n'
 # One worker: the one that has answered.
