@@ -66,17 +66,12 @@ def kill_worker_in_flight(program: Served, url: str, here: Path) -> None:
 HANGING = APP.replace('    if path == "/hang":', '    if path == "/hang":\n        open("hanging", "w").close()')
 
 
-@pytest.mark.parametrize("preload", [False, True], ids=["", "preload"])
-@classes("sync", "gevent")
-def test_killed_and_reloaded(tmp_path: Path, worker_class: str, preload: bool) -> None:
-    options = ["-k", worker_class, *(["--preload"] if preload else [])]
-    with started(tmp_path, run_program("gunicorn", *GUNICORN, *options, "app:application"), {"app.py": HANGING}) as (
-        program,
-        url,
-    ):
+def check_killed_and_reloaded(here: Path, command: list[str], service: str) -> None:
+    files = {"app.py": HANGING, "shop.ini": BARE + server("egg:gunicorn")}
+    with started(here, run_program(*command), files) as (program, url):
         for _ in range(3):
             get(f"{url}/page")
-        kill_worker_in_flight(program, url, tmp_path)
+        kill_worker_in_flight(program, url, here)
         for _ in range(3):
             get(f"{url}/page")
         (before,) = program.workers()
@@ -86,13 +81,25 @@ def test_killed_and_reloaded(tmp_path: Path, worker_class: str, preload: bool) -
         for _ in range(3):
             get(f"{url}/page")
         assert program.stop() == 0
-    assert requests_in(tmp_path) == {"/page": 9}
-    assert services_in(tmp_path) == ["app"]
-    with closing(Store(str(tmp_path / "store.sqlite"), read_only=True)) as store:
+    assert requests_in(here) == {"/page": 9}
+    assert services_in(here) == [service]
+    with closing(Store(str(here / "store.sqlite"), read_only=True)) as store:
         (found,) = store.postmortems(0, 1e12, 10)
     assert found.reason == "signal"
     assert "SIGKILL" in str(found.summary)  # the arbiter's word: a process cannot write down its own
     assert "/hang" in str(found.summary)
+
+
+@pytest.mark.parametrize("preload", [False, True], ids=["", "preload"])
+@classes("sync", "gevent")
+def test_killed_and_reloaded(tmp_path: Path, worker_class: str, preload: bool) -> None:
+    options = [*GUNICORN, "-k", worker_class, *(["--preload"] if preload else [])]
+    check_killed_and_reloaded(tmp_path, ["gunicorn", *options, "app:application"], "app")
+
+
+@pytest.mark.parametrize("command", [["gunicorn_paster", *GUNICORN, "shop.ini"], ["pserve", "shop.ini"]], ids=" ".join)
+def test_an_ini_without_the_filter_killed_and_reloaded(tmp_path: Path, command: list[str]) -> None:
+    check_killed_and_reloaded(tmp_path, command, "shop")
 
 
 @classes("gthread", "tornado", "eventlet")
