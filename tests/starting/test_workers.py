@@ -23,6 +23,7 @@ from tests.starting.ways import (
     GUNICORN_OPTIONS,
     SERVES,
     WITH_AGENT,
+    metrics_in,
     requests_in,
     run_program,
     server,
@@ -206,6 +207,7 @@ def test_a_pipeline_that_has_the_agent_is_measured_once_under_its_own_name(tmp_p
         assert program.stop() == 0
     assert requests_in(tmp_path) == {"/page": 2}
     assert services_in(tmp_path) == ["of_the_ini"]
+    assert "paste_agent.worker.boot.duration" in metrics_in(tmp_path)  # the arbiter's hooks are there, once
 
 
 LEFT_ALONE = """
