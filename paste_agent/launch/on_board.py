@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 #: the libraries that it needs are, separated as in PATH.
 PYTHON, LIBRARIES = "PASTE_AGENT__PYTHON", "PASTE_AGENT__LIBRARIES"
 
-_SERVERS = ("waitress.server", "waitress.runner", "paste.httpserver", "wsgiref.simple_server", "werkzeug.serving")
-_SCRIPTS = ("pyramid.scripts.pserve", "paste.script.serve")
+_SERVERS = ("waitress.server", "paste.httpserver", "wsgiref.simple_server", "werkzeug.serving", "gevent.pywsgi")
+_SCRIPTS = ("waitress.runner", "pyramid.scripts.pserve", "paste.script.serve")
 _GUNICORN = ("gunicorn.arbiter", "gunicorn.app.base")
 
 _is_on_board = False

@@ -113,8 +113,10 @@ def _interpreter(path: str, arguments: Sequence[str], environ: Mapping[str, str]
         return path, _options(arguments)
     words = _first_words(path)
     if words and os.path.basename(words[0]) == "env":
-        words = [word for word in words[1:] if not word.startswith("-") and "=" not in word]
-        words[:1] = [shutil.which(words[0], path=environ.get("PATH", os.defpath)) or words[0]] if words else []
+        words = words[1:]
+        while words and (words[0].startswith("-") or "=" in words[0]):  # options and variables
+            words = words[1:]
+        words[:1] = [shutil.which(word, path=environ.get("PATH", os.defpath)) or word for word in words[:1]]
     if words and _PYTHON.fullmatch(os.path.basename(words[0])):
         return words[0], _options(words[1:])
     return None, ()

@@ -17,6 +17,7 @@ def install(module: ModuleType) -> None:
         "paste.httpserver": _paste,
         "wsgiref.simple_server": _wsgiref,
         "werkzeug.serving": _werkzeug,
+        "gevent.pywsgi": _gevent,
     }.get(module.__name__)
     if change is not None:
         change(module)
@@ -73,11 +74,22 @@ def _wsgiref(module: Any) -> None:
 
 def _werkzeug(module: Any) -> None:
     """The development server of Flask."""
-    init = module.BaseWSGIServer.__init__
+    _after_init(module.BaseWSGIServer, "app")
+
+
+def _gevent(module: Any) -> None:
+    _after_init(module.WSGIServer, "application")
+
+
+def _after_init(server: Any, attribute: str) -> None:
+    """Have a class of servers keep a measured application in `attribute`."""
+    init = server.__init__
 
     @functools.wraps(init)
     def init_measured(self: Any, *args: Any, **kwargs: Any) -> None:
         init(self, *args, **kwargs)
-        self.app = _measured(self.app)
+        application = getattr(self, attribute, None)
+        if application is not None:
+            setattr(self, attribute, _measured(application))
 
-    module.BaseWSGIServer.__init__ = init_measured
+    server.__init__ = init_measured

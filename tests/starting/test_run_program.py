@@ -59,6 +59,7 @@ def test_without_a_command_it_says_how_it_is_used(tmp_path: Path) -> None:
         (["true"], 1, {"PASTE_AGENT_CONFIG_FILE": "nowhere.ini"}, ["nowhere.ini", "No such file"]),
         (["true"], 1, {"PASTE_AGENT_CONFIG_FILE": "wrong.ini"}, ["[paste_agent] apdex_t_s = 'soon'"]),
         (["./isolated"], 1, {}, ["./isolated", "-I keeps the agent out"]),
+        (["./behind_env"], 1, {}, ["./behind_env", "-I keeps the agent out"]),
         ([sys.executable, "-sE", "-c", "1"], 1, {}, ["-sE keeps the agent out"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -69,6 +70,7 @@ def test_what_cannot_be_is_refused_in_one_line(
     (tmp_path / "plain").write_text("")
     (tmp_path / "wrong.ini").write_text("[paste_agent]\napdex_t_s = soon\n")
     script(tmp_path / "isolated", f"#!{sys.executable} -I", "print('it runs')")
+    script(tmp_path / "behind_env", "#!/usr/bin/env -S LANG=C python3 -I", "print('it runs')")
     script(tmp_path / "no_interpreter", "#!/no/such/interpreter")
     status, out, err = run_in(tmp_path, run_program(*command), **env)
     assert (status, out) == (expected, "")
@@ -196,6 +198,27 @@ def test_another_sitecustomize_is_what_it_is_without(tmp_path: Path, theirs: str
     assert run_in(tmp_path, run_program(*WITH_THEIRS, sys.executable, "-c", code)) == without
     measured = "import sys; print('paste_agent.launch.on_board' in sys.modules)"
     assert run_in(tmp_path, run_program(*WITH_THEIRS, sys.executable, "-c", measured))[1] == "True\n"
+
+
+CHAINS = """
+import os, sys
+sys.stderr.write("theirs\\n")
+from importlib.machinery import PathFinder
+from importlib.util import module_from_spec
+here = os.path.dirname(os.path.abspath(__file__))
+spec = PathFinder.find_spec("sitecustomize", [entry for entry in sys.path if os.path.abspath(entry) != here])
+if spec is not None:
+    spec.loader.exec_module(module_from_spec(spec))
+"""
+
+
+def test_another_sitecustomize_that_comes_first_and_makes_way_runs_once(tmp_path: Path) -> None:
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "sitecustomize.py").write_text(CHAINS)
+    first = ["sh", "-c", 'export PYTHONPATH="$PWD/theirs:$PYTHONPATH"; exec "$@"', "sh"]
+    code = "import sys; print('paste_agent.launch.on_board' in sys.modules, sys.path[1:3])"
+    status, out, err = run_in(tmp_path, run_program(*first, sys.executable, "-c", code))
+    assert (status, out, err) == (0, f"True {[f'{tmp_path}/theirs', str(tmp_path)]}\n", "theirs\n")
 
 
 # -- another virtual environment -------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import pytest
 
 from paste_agent import filter as agent_filter
 from paste_agent.errors import IniError, SettingError
-from paste_agent.launch import service_name, wrapping
+from paste_agent.launch import on_board, service_name, wrapping
 from paste_agent.launch.configuration import services_in, settings_of
 from tests.filtering import Measured, fine, serve
 
@@ -117,6 +117,32 @@ def test_one_that_a_pipeline_has_measured_is_left_alone(measure: Callable[..., M
     switched_off = agent_filter.main(fine, {}, enabled="false")
     assert switched_off is fine
     assert wrapping.wrapped(fine, service.settings) is fine
+
+
+@pytest.mark.usefixtures("asked")
+def test_what_a_program_serves_about_itself_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(on_board, "_is_on_board", True)
+    monkeypatch.setenv("PASTE_AGENT_STORE", f"{tmp_path}/store.sqlite")
+
+    def figures(environ: Any, start_response: Any) -> Any:
+        return fine(environ, start_response)
+
+    assert wrapping.is_measured(wrapping.launched(figures, lambda: "shop"))
+    figures.__module__ = "prometheus_client.exposition"
+    assert wrapping.launched(figures, lambda: "shop") is figures
+
+
+@pytest.mark.usefixtures("asked")
+def test_settings_that_have_become_wrong_leave_the_application_alone(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(on_board, "_is_on_board", True)
+    monkeypatch.setenv("PASTE_AGENT_APDEX_T_S", "soon")
+    for _ in range(2):
+        assert wrapping.launched(fine, lambda: "shop") is fine
+    assert [record.getMessage() for record in caplog.records] == [
+        "not measured: PASTE_AGENT_APDEX_T_S = 'soon': expected seconds above 0, for example 60"
+    ]
 
 
 async def asgi(scope: Any, receive: Any, send: Any) -> None:

@@ -8,8 +8,11 @@ import os
 import sys
 
 _directory = os.path.dirname(os.path.abspath(__file__))
-# Children find it by PYTHONPATH; to this program nothing is on its path that is not its own.
-sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry) != _directory]
+_places = [os.path.abspath(entry) for entry in sys.path]
+# What stands before this directory has had its turn: another sitecustomize that makes way as this one does.
+_before = sys.path[: _places.index(_directory)] if _directory in _places else []
+# Children find this one by PYTHONPATH; to this program nothing is on its path that is not its own.
+sys.path[:] = [entry for entry in sys.path[len(_before) :] if os.path.abspath(entry) != _directory]
 
 _implementation = getattr(getattr(sys, "implementation", None), "name", "python")
 _found = "%s %d.%d%s" % (_implementation, sys.version_info[0], sys.version_info[1], getattr(sys, "abiflags", ""))  # noqa: UP031
@@ -37,10 +40,13 @@ if _trouble and sys.stderr is not None:
     sys.stderr.write("paste-agent: %s is not measured: %s\n" % (sys.executable, _trouble))  # noqa: UP031
 
 # Whatever the other one raises is its own affair: the interpreter says so, as it would without this one.
-_this = sys.modules.pop("sitecustomize")
+_this = sys.modules.pop("sitecustomize", None)
 try:
     import sitecustomize  # type: ignore[import-not-found]  # noqa: F401
 except ImportError:
-    sys.modules.setdefault("sitecustomize", _this)
+    if _this is not None:
+        sys.modules.setdefault("sitecustomize", _this)
     if getattr(sys.exc_info()[1], "name", "sitecustomize") != "sitecustomize":
         raise
+finally:
+    sys.path[:0] = _before
