@@ -206,6 +206,7 @@ def started(
 ) -> Iterator[tuple[Served, str]]:
     """A program in `here`, once it listens, and its URL without a slash at the end."""
     for name, text in {"app.py": APP, "gunicorn.conf.py": CONF, **(files or {})}.items():
+        (here / name).parent.mkdir(parents=True, exist_ok=True)
         (here / name).write_text(text)
     with serve(command, here, variables(here, **(env or {})), wait=False) as server:
         server.wait_for(lambda: port_of(server), "a port that is listened to")
