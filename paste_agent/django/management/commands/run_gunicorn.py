@@ -11,6 +11,7 @@ import subprocess
 import sys
 import sysconfig
 from collections.abc import Sequence
+from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
@@ -24,6 +25,10 @@ class Command(BaseCommand):  # type: ignore[misc]  # Django ships no types
 
     help = "Serves the project with gunicorn, measured by paste-agent. Takes all options of gunicorn."
     _command: Sequence[str] = ()
+
+    def create_parser(self, prog_name: str, subcommand: str, **kwargs: Any) -> CommandParser:
+        # The usage that argparse makes, of all the options, is a page long, before every error.
+        return super().create_parser(prog_name, subcommand, usage="%(prog)s [OPTIONS] [addrport]", **kwargs)
 
     def add_arguments(self, parser: CommandParser) -> None:
         gunicorn_django.add_options(parser)
@@ -53,7 +58,7 @@ class Command(BaseCommand):  # type: ignore[misc]  # Django ships no types
 
 def _projects_paths() -> list[str]:
     """What sys.path has besides the interpreter's own: manage.py's directory, and what manage.py has added."""
-    own = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
+    own = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib", "scripts")]
     paths = dict.fromkeys(os.path.abspath(path) for path in sys.path)
     return [
         path
