@@ -23,10 +23,14 @@ class ProjectError(AgentError):
 
 
 class Project(NamedTuple):
-    """settings: dotted name of the module. paths: directories that come first on sys.path, in this order."""
+    """settings: dotted name of the module. paths: directories that come first on sys.path, in this order.
+
+    home: the directory that it is known by; None: the first of the paths.
+    """
 
     settings: str
     paths: tuple[str, ...]
+    home: str | None = None
 
     @property
     def name(self) -> str:
@@ -34,7 +38,8 @@ class Project(NamedTuple):
         package, _, module = self.settings.partition(".")
         if module and package not in _GENERAL:
             return package
-        return os.path.basename(self.paths[0]) or package if self.paths else package
+        home = self.home or "".join(self.paths[:1])
+        return os.path.basename(home) or package
 
 
 def project_of(target: str | None, settings: str | None, variable: str | None, start: str, here: str) -> Project:

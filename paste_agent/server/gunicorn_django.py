@@ -127,12 +127,15 @@ class CommandApplication(DjangoApplication):
     """What `manage.py run_gunicorn` has become: sys.argv is that command line, and its environment is this one."""
 
     def __init__(self, paths: Sequence[str]) -> None:
-        """paths: those of manage.py's sys.path that belong to the project."""
-        self._paths = tuple(paths)
+        """paths: those of manage.py's sys.path that are not the interpreter's."""
+        manage = os.path.dirname(os.path.abspath(sys.argv[0]))
+        self._home = manage if manage in paths else os.getcwd()  # else: of django-admin
+        # The others stay where they are: what an interpreter adds stands behind the standard library.
+        self._paths = tuple(path for path in paths if path not in sys.path)
         super().__init__(prog=f"{os.path.basename(sys.argv[0])} {sys.argv[1]}")
 
     def find(self, target: str | None, settings: str | None, environ: Mapping[str, str], start: str) -> Project:
-        return Project(os.environ[VARIABLE], self._paths)
+        return Project(os.environ[VARIABLE], self._paths, self._home)
 
     def _parsed(self) -> dict[str, Any]:
         parser = argparse.ArgumentParser(prog=self.prog, add_help=False)
@@ -229,9 +232,8 @@ def run() -> None:
 def run_command(paths: Sequence[str], command: Sequence[str]) -> None:
     """Serve as `manage.py run_gunicorn` was told to.
 
-    paths: that its sys.path has besides the interpreter's own.
+    paths: as CommandApplication has them.
     command: its command line. gunicorn starts it once more when it is told to upgrade itself (SIGUSR2).
     """
-    sys.path[:0] = [path for path in paths if path not in sys.path]
     sys.argv = list(command)
     CommandApplication(paths).run()

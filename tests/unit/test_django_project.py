@@ -130,6 +130,7 @@ def test_no_project(
 )
 def test_what_the_project_is_called(settings: str, paths: tuple[str, ...], name: str) -> None:
     assert Project(settings, paths).name == name
+    assert Project(settings, ("/srv/apps", *paths), "/srv/www").name == (name if name == "shop" else "www")
 
 
 @pytest.mark.parametrize(
