@@ -42,11 +42,11 @@ class Project(NamedTuple):
         return os.path.basename(home) or package
 
 
-def project_of(target: str | None, settings: str | None, variable: str | None, start: str, here: str) -> Project:
+def project_of(target: str | None, settings: str | None, fallback: str | None, start: str, here: str) -> Project:
     """Find the project. What names a settings module outright is stronger than what names a place to look in.
 
     target: of the command line: a directory, a file, or a dotted module.
-    settings, variable: the option `--settings`, and the value of VARIABLE; dotted modules.
+    settings: of the option `--settings`. fallback: of what is weaker than the command line. Dotted modules.
     start: directory that a relative path of `target` starts from.
     here: working directory, in which a project is looked for when nothing else names one.
     Raises ProjectError.
@@ -63,11 +63,11 @@ def project_of(target: str | None, settings: str | None, variable: str | None, s
             raise ProjectError(f"{target}: no such file or directory; give a project's directory or a settings module")
         return Project(target, (here,))
     directory = os.path.normpath(path) if path is not None else here
-    module = settings or variable
+    module = settings or fallback
     if module is None:
         return _in_directory(directory)
     if not _is_dotted(module):
-        place = "--settings" if settings else VARIABLE
+        place = "--settings" if settings else f"django_settings or {VARIABLE}"
         raise ProjectError(f"{place} = {module!r}: expected the dotted name of a module, such as shop.settings")
     return Project(module, (directory,) if path is None else _paths(directory))
 

@@ -58,12 +58,14 @@ class DjangoApplication(LoadingApplication):
         self.chdir()  # the working directory of the start, which a former `chdir` may have left
         start = os.getcwd()
         given = self._parsed()
-        target, settings = given.pop("target", None), given.pop("django_settings", None)
+        target, settings = given.pop("target", None), given.pop("settings", None)
+        of_environment = given.pop("django_settings", None)
         self._of_file: dict[str, Any] = {}
         self.prepare(section.ServerSection("", ""), given.get("config"))
         self.settle(section.ServerSection("", ""), given)
         environ = {**os.environ, **self.cfg.env}
-        self.project = self.find(target, settings or self._of_file.get("django_settings"), environ, start)
+        fallback = of_environment or self._of_file.get("django_settings") or environ.get(VARIABLE) or None
+        self.project = self.find(target, settings, fallback, start)
         self._lead_paths()
         if importlib.util.find_spec("django") is None:
             raise ProjectError("Django is not installed here; pip install 'paste-agent[django]' brings it")
@@ -76,9 +78,9 @@ class DjangoApplication(LoadingApplication):
         self.service = service_of(self.project, environ, start)
         self.install_hooks([self.service] if self.service.enabled else [])
 
-    def find(self, target: str | None, settings: str | None, environ: Mapping[str, str], start: str) -> Project:
-        """The project that is served. Raises ProjectError."""
-        return project_of(target, settings, environ.get(VARIABLE) or None, start, os.getcwd())
+    def find(self, target: str | None, settings: str | None, fallback: str | None, start: str) -> Project:
+        """The project that is served, as `project_of` has it. Raises ProjectError."""
+        return project_of(target, settings, fallback, start, os.getcwd())
 
     def load_config_from_file(self, filename: str) -> dict[str, Any]:
         # gunicorn passes over `django_settings`, which is none of its settings any more.
@@ -96,12 +98,17 @@ class DjangoApplication(LoadingApplication):
         return parser
 
     def _parsed(self) -> dict[str, Any]:
-        """By name, what was given in GUNICORN_CMD_ARGS and on the command line; `target` is its argument."""
+        """By name, what was given in GUNICORN_CMD_ARGS and on the command line.
+
+        Of the command line alone are `target`, its argument, and `settings`; `django_settings` is GUNICORN_CMD_ARGS'.
+        """
         parser = self.environment_parser()
         line = parser.parse_args()
         if len(line.args) > 1:
             parser.error("give one project directory or settings module")
-        return {**self.given(line), **({"target": line.args[0]} if line.args else {})}
+        own = {"settings": line.django_settings, "target": line.args[0] if line.args else None}
+        line.django_settings = None
+        return {**self.given(line), **own}
 
     def _lead_paths(self) -> None:
         """Put `pythonpath`, and then the project's directories, first on sys.path."""
@@ -134,7 +141,7 @@ class CommandApplication(DjangoApplication):
         self._paths = tuple(path for path in paths if path not in sys.path)
         super().__init__(prog=f"{os.path.basename(sys.argv[0])} {sys.argv[1]}")
 
-    def find(self, target: str | None, settings: str | None, environ: Mapping[str, str], start: str) -> Project:
+    def find(self, target: str | None, settings: str | None, fallback: str | None, start: str) -> Project:
         return Project(os.environ[VARIABLE], self._paths, self._home)
 
     def _parsed(self) -> dict[str, Any]:

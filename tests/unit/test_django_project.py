@@ -25,10 +25,10 @@ def tree(here: Path, *files: str, manage: str | None = MANAGE) -> str:
 
 
 def found(
-    here: str, target: str | None = None, settings: str | None = None, variable: str | None = None
+    here: str, target: str | None = None, settings: str | None = None, fallback: str | None = None
 ) -> tuple[str, tuple[str, ...]]:
     """Its settings module, and its paths without the beginning that is `here`."""
-    project = project_of(target, settings, variable, here, here)
+    project = project_of(target, settings, fallback, here, here)
     assert all(f"{path}/".startswith(f"{here}/") for path in project.paths)
     return project.settings, tuple(path[len(here) :] for path in project.paths)
 
@@ -37,7 +37,7 @@ TODAYS = ("www/manage.py", "www/shop/__init__.py", "www/shop/settings/__init__.p
 
 
 @pytest.mark.parametrize(
-    ("target", "settings", "variable", "module"),
+    ("target", "settings", "fallback", "module"),
     [
         ("www", None, None, "shop.settings.dev"),
         ("www/", None, None, "shop.settings.dev"),
@@ -54,17 +54,17 @@ TODAYS = ("www/manage.py", "www/shop/__init__.py", "www/shop/settings/__init__.p
     ],
 )
 def test_a_project_as_django_makes_it_today(
-    tmp_path: Path, target: str, settings: str | None, variable: str | None, module: str
+    tmp_path: Path, target: str, settings: str | None, fallback: str | None, module: str
 ) -> None:
-    assert found(tree(tmp_path, *TODAYS), target, settings, variable) == (module, ("/www",))
+    assert found(tree(tmp_path, *TODAYS), target, settings, fallback) == (module, ("/www",))
 
 
 def test_the_working_directory_is_looked_at_last(tmp_path: Path) -> None:
     here = tree(tmp_path, *TODAYS) + "/www"
     assert found(here) == ("shop.settings.dev", ("",))
-    assert found(here, variable="shop.test") == ("shop.test", ("",))
-    assert found(here, settings="shop.live", variable="shop.test") == ("shop.live", ("",))
-    assert found(here, "shop.other", variable="shop.test") == ("shop.other", ("",))
+    assert found(here, fallback="shop.test") == ("shop.test", ("",))
+    assert found(here, settings="shop.live", fallback="shop.test") == ("shop.live", ("",))
+    assert found(here, "shop.other", fallback="shop.test") == ("shop.other", ("",))
     assert project_of("www", None, None, str(tmp_path), here).paths == (here,)  # where the command was given
 
 
