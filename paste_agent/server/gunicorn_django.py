@@ -18,7 +18,7 @@ from typing import Any
 from gunicorn import util
 from gunicorn.config import Config
 
-from paste_agent import instrument
+from paste_agent import functions, instrument, lifecycle
 from paste_agent.errors import AgentError, SettingError
 from paste_agent.launch.configuration import settings_of
 from paste_agent.launch.wrapping import wrapped
@@ -118,8 +118,9 @@ class DjangoApplication(LoadingApplication):
 
     def make(self) -> Any:
         os.environ[VARIABLE] = self.project.settings
-        if self.service.enabled:
-            instrument.install_for(self.service)  # before what it looks into is imported
+        if self.service.enabled:  # before the project takes hold of what is changed here
+            instrument.install_for(self.service)
+            functions.install(self.service.trace_functions, lifecycle.agent_of(self.service).warn)
         return wrapped(_application(self.project.settings), self.service)
 
     def plain(self, error: Exception) -> str | None:

@@ -57,11 +57,12 @@ def hang(request):
 """
 WSGI = """
 from django.core.wsgi import get_wsgi_application
+from shop.prices import price
 
 inner = get_wsgi_application()
 
 def application(environ, start_response):
-    environ["shop.wsgi"] = "own"
+    environ["shop.wsgi"] = price()
     return inner(environ, start_response)
 """
 
@@ -84,6 +85,7 @@ def project(tmp_path: Path) -> Path:
         "shop/urls.py": URLS,
         "shop/views.py": VIEWS,
         "shop/wsgi.py": WSGI,
+        "shop/prices.py": "def price():\n    return 7\n",
         "apps/basket/__init__.py": "",
     }
     for name, text in files.items():
@@ -226,15 +228,21 @@ def test_switched_off(project: Path, way: str) -> None:
 
 def test_settings_of_the_agent_in_a_file(project: Path) -> None:
     """Found from where the command was given, though the project is served from elsewhere."""
-    (project.parent / "agent.ini").write_text("[paste_agent]\nstore = here.sqlite\n")
+    (project.parent / "agent.ini").write_text(
+        "[paste_agent]\nstore = here.sqlite\ntrace_functions = shop.prices:price\n"
+    )
     options = ["--chdir", str(project), "--bind", "127.0.0.1:0", "--settings", "shop.live"]
     variables = env(project, PASTE_AGENT_CONFIG_FILE="agent.ini")
     start = [sys.executable, str(project / "start.py"), *NO_CONTROL_SOCKET]
     with serve([*start, *options], project.parent, variables) as server:
-        assert get(server.url) == "first shop.live own"
+        assert get(server.url) == "first shop.live 7"
         assert server.stop() == 0
     with closing(Store(str(project.parent / "here.sqlite"), read_only=True)) as store:
         assert requests_of(store) == {("GET", "/items/<int:pk>/", 200): 1}
+        (trace,) = store.traces(0, time.time() + 1, "newest", False, 10)  # the first one is kept
+    spans = str(trace.detail)
+    assert "shop.views.item" in spans
+    assert "shop.prices.price" in spans  # which wsgi.py took hold of while it was imported
 
 
 # -- which project, and how it is told ------------------------------------------------------------------------------
