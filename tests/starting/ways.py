@@ -54,6 +54,26 @@ application = Flask(__name__)
 def page(page):
     return page
 """
+DJANGO = {
+    "manage.py": """
+import os, sys
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "shop.settings")
+from django.core.management import execute_from_command_line
+execute_from_command_line(sys.argv)
+""",
+    "shop/__init__.py": "",
+    "shop/settings.py": """
+SECRET_KEY = "of a test"
+ALLOWED_HOSTS = ["127.0.0.1"]
+INSTALLED_APPS = ["paste_agent.django"]
+ROOT_URLCONF = "shop.urls"
+""",
+    "shop/urls.py": """
+from django.http import HttpResponse
+from django.urls import path
+urlpatterns = [path("<page>", lambda request, page: HttpResponse(page))]
+""",
+}
 BARE = "[app:main]\npaste.app_factory = app:factory\n"
 WITH_AGENT = (
     "[pipeline:main]\npipeline = agent served\n[filter:agent]\nuse = egg:paste_agent\nservice_name = of_the_ini\n"
@@ -87,6 +107,10 @@ class Way:
 
 def run_program(*command: str) -> list[str]:
     return [str(BIN / "paste-agent"), "run-program", *command]
+
+
+def django(command: Sequence[str]) -> Way:
+    return Way(command, "shop", DJANGO, routes={"/<page>": 3})
 
 
 #: By the first column of docs/starting.md.
@@ -171,6 +195,12 @@ WAYS: dict[str, Way] = {
         {"serve.py": SERVE},
         arbiter=False,
         stop=signal.SIGINT,
+    ),
+    "gunicorn_django shop": django([str(BIN / "gunicorn_django"), *GUNICORN_OPTIONS, "shop"]),
+    "python manage.py run_gunicorn": django([sys.executable, "manage.py", "run_gunicorn", *GUNICORN_OPTIONS]),
+    "paste-agent run-program gunicorn_django shop": django(run_program("gunicorn_django", *GUNICORN_OPTIONS, "shop")),
+    "paste-agent run-program python manage.py run_gunicorn": django(
+        run_program(sys.executable, "manage.py", "run_gunicorn", *GUNICORN_OPTIONS)
     ),
     "PASTE_AGENT_CONFIG_FILE=agent.ini paste-agent run-program gunicorn app:application": Way(
         run_program("gunicorn", *GUNICORN_OPTIONS, "app:application"),

@@ -35,7 +35,7 @@ ORDER = [
     *("instrument.http_client", "instrument"),
     *("functions", "pauses", "layers"),
     "filter",
-    *("launch", "server", "demo", "cli"),
+    *("launch", "server", "django", "demo", "cli"),
 ]
 
 #: Where a dependency may be imported at all, in functions too.
@@ -48,6 +48,7 @@ HOMES = {
     "sqlite3": ["store", "lead", "leadership", "demo", "instrument.sqlite"],
     "rich": ["cli"],
     "click": ["cli"],
+    "django": ["django", "server.gunicorn_django", "instrument.django"],
     "pyramid": ["instrument.pyramid"],
     "paste": ["ini", "layers", "server", "cli"],
     "setuptools": [],
