@@ -18,7 +18,7 @@ PACKAGE = Path(__file__).resolve().parent.parent.parent / "paste_agent"
 ORDER = [
     "paste_agent",
     *("errors", "native", "log", "naming", "propagation", "probes", "raised", "error_rules", "on_import"),
-    *("recorder", "recorder.layout", "recorder.lock"),
+    *("recorder", "recorder.layout", "recorder.lock", "recorder.file"),
     *("headers", "settings", "ini", "ini_text", "ini_edit", "runtime_dir", "lease"),
     *("sampler", "inside", "recorder.writer", "recorder.reader", "transaction", "response", "spans", "trace_ids"),
     *("crash", "stacks", "watch"),
