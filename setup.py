@@ -17,6 +17,8 @@ RUNTIME = [
 ]
 # Imported by the worker that a scrape comes to, when the first one does.
 PROMETHEUS = ["prometheus-client>=0.20,<1"]
+# What gunicorn_django and paste_agent.django serve.
+DJANGO = ["Django>=4.2"]
 # What the tests drive the agent with: other servers, frameworks, a collector.
 TEST = [
     "pytest>=8",
@@ -44,7 +46,7 @@ TEST = [
     "Chameleon>=4",
     "cornice>=6",
     "Flask>=3",
-    "Django>=4.2",
+    *DJANGO,
     "bottle>=0.12.25",
     "falcon>=3.1",
     "pecan>=1.5",
@@ -87,13 +89,14 @@ setup(
     package_data={"paste_agent": ["py.typed"], "paste_agent.demo": ["static/*"]},
     python_requires=">=3.10",
     install_requires=RUNTIME,
-    extras_require={"prometheus": PROMETHEUS, "test": TEST, "apps": APPS, "lint": LINT},
+    extras_require={"test": TEST, "apps": APPS, "lint": LINT, "django": DJANGO, "prometheus": PROMETHEUS},
     entry_points={
         "paste.filter_app_factory": ["main = paste_agent.filter:main"],
         "paste.server_runner": ["main = paste_agent.server.runner:main"],
         "paste.app_factory": ["demo = paste_agent.demo.shop:main", "metrics = paste_agent.scrape:main"],
         "console_scripts": [
             "gunicorn_paster = paste_agent.server.gunicorn_paster:run",
+            "gunicorn_django = paste_agent.server.gunicorn_django:run",
             "paste-agent = paste_agent.cli.main:run",
         ],
     },

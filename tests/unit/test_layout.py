@@ -18,7 +18,7 @@ PACKAGE = Path(__file__).resolve().parent.parent.parent / "paste_agent"
 ORDER = [
     "paste_agent",
     *("errors", "native", "log", "naming", "propagation", "probes", "raised", "error_rules", "on_import"),
-    *("recorder", "recorder.layout", "recorder.lock"),
+    *("recorder", "recorder.layout", "recorder.lock", "recorder.file"),
     *("headers", "settings", "ini", "ini_text", "ini_edit", "runtime_dir", "lease"),
     *("sampler", "inside", "recorder.writer", "recorder.reader", "transaction", "response", "spans", "trace_ids"),
     *("crash", "stacks", "watch"),
@@ -35,7 +35,7 @@ ORDER = [
     *("instrument.http_client", "instrument"),
     *("functions", "pauses", "layers"),
     "filter",
-    *("launch", "scrape", "server", "demo", "cli"),
+    *("launch", "scrape", "server", "django", "demo", "cli"),
 ]
 
 #: Where a dependency may be imported at all, in functions too.
@@ -49,6 +49,7 @@ HOMES = {
     "sqlite3": ["store", "lead", "leadership", "demo", "instrument.sqlite"],
     "rich": ["cli"],
     "click": ["cli"],
+    "django": ["django", "server.gunicorn_django", "instrument.django"],
     "pyramid": ["instrument.pyramid"],
     "paste": ["ini", "layers", "server", "cli"],
     "setuptools": [],
