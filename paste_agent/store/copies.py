@@ -90,6 +90,12 @@ def _oldest(width: int, kind: int, oldest: int, now_s: float) -> int:
     return -(-first // width) * width
 
 
+def _slot(db: sqlite3.Connection, which: str, beside: str, time_s: int, width: int, other: int) -> int:
+    """Start of the slot of the first rollup after, or the last before, a time; `other` where there is none."""
+    (found,) = db.execute(f"SELECT {which} FROM rollups WHERE start {beside} ?", (time_s,)).fetchone()
+    return other if found is None else int(found) // width * width
+
+
 class _Maker:
     """One round."""
 
@@ -119,14 +125,13 @@ class _Maker:
             since, until = state.spans.get((width, kind), (latest, latest))
             if since == until:
                 since = until = max(until, latest)
-            if forward and (until >= latest or (width, kind) not in state.spans):
-                start = None
-            elif forward:
-                start, until = until, until + width
-            elif since - width >= oldest:
-                start = since = since - width
-            else:
-                start = None
+            start = None
+            if forward and until < latest:
+                # Where there are no rollups there is nothing to copy.
+                start = max(until, min(_slot(db, "min(start)", ">=", until, width, latest), latest - width))
+                until = start + width
+            elif not forward and since - width >= oldest:
+                start = since = min(since - width, max(_slot(db, "max(start)", "<", since, width, oldest), oldest))
             db.execute("INSERT OR REPLACE INTO copy_spans VALUES (?, ?, ?, ?)", (width, kind, since, until))
             if start is None:
                 return False

@@ -49,7 +49,7 @@ def digests(
     """
     # A detail may be 100 KB, most of it spans, and few have the part: looking for its key is cheaper than reading it as
     # JSON, and a value cannot look like a key, since its quotes are escaped.
-    detail = _DIGEST if _knows_json(store) else "detail"
+    detail = _DIGEST if knows_json(store) else "detail"
     columns = TRACE_COLUMNS.removesuffix("detail") + detail
     rows = store.query(
         f"SELECT {columns} FROM traces WHERE started_at_ns >= ? AND started_at_ns < ?"
@@ -59,7 +59,7 @@ def digests(
     return [trace_row((*row[:-1], None))._replace(detail=_digest(row[-1])) for row in rows]
 
 
-def _knows_json(store: Store) -> bool:
+def knows_json(store: Store) -> bool:
     """Whether SQLite was built with its functions for JSON; nearly all are."""
     try:
         store.query("SELECT json_valid('{}')")

@@ -20,7 +20,7 @@ from paste_agent.aggregate import (
     Total,
     canonical,
 )
-from paste_agent.store import cover, history, retention
+from paste_agent.store import copies, cover, history, retention
 from paste_agent.store.store import MEMORY, SeriesTotal, Store
 
 MINUTE, HOUR, DAY = 60, 3600, 86_400
@@ -186,6 +186,7 @@ def test_copies_change_no_sum(
 def test_every_width_is_copied_and_read(store: Store, kind: int) -> None:
     add(store, spread(20, 1800))
     retention.tidy(store, NOW, EVER, ANY)
+    copies.update(store, NOW, budget_s=None)
     state = cover.state_of(store)
     assert {width for width, one in copied(store) if one == kind} == set(cover.WIDTHS[kind])
     used = {piece.width for piece in cover.cover(state, NOW - 20 * DAY + 10, NOW, kind) if piece.kind == kind}
