@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from paste_agent.kept import TraceRow
-from paste_agent.store.store import _TRACE_COLUMNS, Store, _object, _trace_row
+from paste_agent.store import cover
+from paste_agent.store.store import TRACE_COLUMNS, Store, json_object, trace_row
 
 _MAX_NS = (1 << 63) - 1
+_MAX_S = 1 << 60
 _ID_DIGITS = 32
 #: What a digest has of a detail.
 DIGEST = ("findings", "errors", "exception")
@@ -24,7 +27,7 @@ def trace_ids(store: Store, beginning: str) -> list[str]:
     """Ids of kept traces that begin so, as hexadecimal digits; two at the most. [] where `beginning` is no digits."""
     if not beginning or len(beginning) > _ID_DIGITS or not set(beginning.lower()) <= set("0123456789abcdef"):
         return []
-    rows = store._db.execute(
+    rows = store.query(
         "SELECT DISTINCT trace_id FROM traces WHERE trace_id BETWEEN ? AND ? LIMIT 2",
         (bytes.fromhex(beginning.ljust(_ID_DIGITS, "0")), bytes.fromhex(beginning.ljust(_ID_DIGITS, "f"))),
     )
@@ -33,11 +36,11 @@ def trace_ids(store: Store, beginning: str) -> list[str]:
 
 def transactions_of(store: Store, trace_id: str, limit: int) -> list[TraceRow]:
     """The kept transactions of a trace, in the order in which they began; `limit` at the most."""
-    rows = store._db.execute(
-        f"SELECT {_TRACE_COLUMNS} FROM traces WHERE trace_id = ? ORDER BY started_at_ns, span_id LIMIT ?",
+    rows = store.query(
+        f"SELECT {TRACE_COLUMNS} FROM traces WHERE trace_id = ? ORDER BY started_at_ns, span_id LIMIT ?",
         (bytes.fromhex(trace_id), limit),
     )
-    return [_trace_row(row) for row in rows]
+    return [trace_row(row) for row in rows]
 
 
 def digests(
@@ -49,20 +52,20 @@ def digests(
     """
     # A detail may be 100 KB, most of it spans, and few have the part: looking for its key is cheaper than reading it as
     # JSON, and a value cannot look like a key, since its quotes are escaped.
-    detail = _DIGEST if _knows_json(store) else "detail"
-    columns = _TRACE_COLUMNS.removesuffix("detail") + detail
-    rows = store._db.execute(
+    detail = _DIGEST if knows_json(store) else "detail"
+    columns = TRACE_COLUMNS.removesuffix("detail") + detail
+    rows = store.query(
         f"SELECT {columns} FROM traces WHERE started_at_ns >= ? AND started_at_ns < ?"
         " AND (instr(detail, ?) OR (? AND failed)) ORDER BY started_at_ns DESC LIMIT ?",
         (int(start_s * 1e9), min(int(end_s * 1e9), _MAX_NS), f'"{part}": ', or_failed, limit),
     )
-    return [_trace_row((*row[:-1], None))._replace(detail=_digest(row[-1])) for row in rows]
+    return [trace_row((*row[:-1], None))._replace(detail=_digest(row[-1])) for row in rows]
 
 
-def _knows_json(store: Store) -> bool:
+def knows_json(store: Store) -> bool:
     """Whether SQLite was built with its functions for JSON; nearly all are."""
     try:
-        store._db.execute("SELECT json_valid('{}')")
+        store.query("SELECT json_valid('{}')")
     except sqlite3.OperationalError:
         return False
     return True
@@ -79,15 +82,57 @@ def _digest(text: str | None) -> dict[str, Any]:
 
 
 def times_seen(
-    store: Store, metric: str, start_s: float, end_s: float
+    store: Store, metric: str, start_s: float, end_s: float, having: str = "", *, within_s: int = 0
 ) -> list[tuple[Mapping[str, object], float, float]]:
     """Attributes of each series of a metric, and where the first and the last rollup begin that it is in.
 
     Of the rollups that begin in [start_s, end_s); s since the epoch, as exact as the rollups are wide.
+    having: an attribute that the series must have. within_s: how far before that the times may be, for speed.
     """
-    rows = store._db.execute(
-        "SELECT attributes, min(start), max(start) FROM rollups JOIN series ON series.id = series"
-        " WHERE metric = ? AND start >= ? AND start < ? GROUP BY series.id",
-        (metric, start_s, end_s),
-    )
-    return [(_object(attributes), float(first), float(last)) for attributes, first, last in rows]
+    with store.reading():
+        named = store.query(
+            "SELECT id, attributes FROM series WHERE metric = ? AND instr(attributes, ?)",
+            (metric, f"{json.dumps(having)}: " if having else ""),
+        )
+        state = cover.state_of(store)
+        span = math.ceil(start_s), math.ceil(min(end_s, _MAX_S))
+        seen = _seen(store, state, [number for number, _ in named], span, within_s)
+    return [(json_object(attributes), *map(float, seen[number])) for number, attributes in named if number in seen]
+
+
+def _seen(
+    store: Store, state: cover.State, numbers: Sequence[int], span: tuple[int, int], within_s: int
+) -> dict[int, tuple[int, int]]:
+    """By series, where its first and its last rollup begin. Copies tell where to look closer."""
+    keys = {number: number for number in numbers}
+    pieces = cover.cover(state, *span, cover.SERIES)
+    if not keys or not pieces:
+        return {}
+    cover.use(store, keys)
+    found: dict[int, list[tuple[int, int]]] = {}
+    for piece in pieces:
+        rows = store.query(f"SELECT key, min(start), max(start) FROM {cover.source(piece, keys)} GROUP BY key")
+        for number, first, last in rows:
+            found.setdefault(number, []).extend([(first, piece.width), (last, piece.width)])
+    ends = {number: (min(places), max(places)) for number, places in found.items()}
+    closer: dict[tuple[int, int], list[int]] = {}
+    for number, places in ends.items():
+        for place in {place for place in places if place[1] > within_s}:
+            closer.setdefault(place, []).append(number)
+    within = {place: _within(store, state, place, some, within_s) for place, some in closer.items()}
+    return {
+        number: (
+            within[first][number][0] if first[1] > within_s else first[0],
+            within[last][number][1] if last[1] > within_s else last[0],
+        )
+        for number, (first, last) in ends.items()
+    }
+
+
+def _within(
+    store: Store, state: cover.State, place: tuple[int, int], numbers: Sequence[int], within_s: int
+) -> dict[int, tuple[int, int]]:
+    """The same of one copy's slot, by what is narrower."""
+    start, width = place
+    narrower = {level: span for level, span in state.spans.items() if level[0] < width}
+    return _seen(store, state._replace(spans=narrower), numbers, (start, start + width), within_s)

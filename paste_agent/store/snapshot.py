@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from paste_agent import metrics
 from paste_agent.metrics import Reading
 from paste_agent.recorder import layout
-from paste_agent.store.store import _COLUMNS, RUNNING, Counters, RecorderRow, SeriesTotal, Store, _object, total_of
+from paste_agent.store.store import COLUMNS, RUNNING, Counters, RecorderRow, SeriesTotal, Store, json_object, total_of
 
 #: Key in the store's meta: requests in flight, see `active_text`.
 ACTIVE = "active_requests"
@@ -52,14 +52,14 @@ class Snapshot(NamedTuple):
     def series(self) -> Iterator[SeriesTotal]:
         """All series, cumulative; each is taken apart when it is asked for."""
         for metric, attributes, *columns in self.totals:
-            yield SeriesTotal(metric, _object(attributes), total_of(columns))
+            yield SeriesTotal(metric, json_object(attributes), total_of(columns))
 
     def kept(self) -> Iterator[Example]:
         """The newest first."""
         for trace_id, span_id, attributes, started_at_ns, duration_ns in self.examples:
             if not (isinstance(trace_id, bytes) and isinstance(span_id, bytes) and len(trace_id + span_id) == 24):
                 continue  # somebody else has written there
-            yield Example(trace_id.hex(), span_id.hex(), _object(attributes), started_at_ns, duration_ns)
+            yield Example(trace_id.hex(), span_id.hex(), json_object(attributes), started_at_ns, duration_ns)
 
 
 def read(store: Store, now_s: float, *, examples: bool = False) -> Snapshot:
@@ -79,7 +79,7 @@ def read(store: Store, now_s: float, *, examples: bool = False) -> Snapshot:
             service=store.meta("service.name") or "",
             instance_id=store.meta("service.instance.id") or "",
             totals=db.execute(
-                f"SELECT metric, attributes, {_COLUMNS} FROM totals JOIN series ON series.id = series"
+                f"SELECT metric, attributes, {COLUMNS} FROM totals JOIN series ON series.id = series"
             ).fetchall(),
             counters=store.counters(),
             readings=readings_of(rows, active),
