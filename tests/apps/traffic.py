@@ -1,0 +1,137 @@
+"""What the tests of real applications share: clients that count their answers, and what the store has in the end."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import requests
+
+from paste_agent.aggregate import REQUEST_DURATION
+from paste_agent.kept import TraceRow
+from paste_agent.store.lookup import transactions_of
+from paste_agent.store.store import Store
+from paste_agent.store.summary import summarize
+from tests.receiver import RequestKey, request_key
+
+#: A worker that was just started may have the first of its application to load.
+PATIENCE_S = 60
+
+
+class Kind(NamedTuple):
+    """A request, and the route that the application has for it; None: it has none."""
+
+    method: str
+    path: str  #: {number} stands for one that no other request has
+    route: str | None
+    json: Any = None
+    body: str | bytes | None = None
+    data: Mapping[str, str] | None = None  #: of a form
+    auth: tuple[str, str] | None = None
+    headers: Mapping[str, str] = {}
+
+
+def ask(session: requests.Session, url: str, kind: Kind, number: str, **headers: str) -> requests.Response:
+    return session.request(
+        kind.method,
+        url + kind.path.format(number=number),
+        json=kind.json,
+        data=kind.body if kind.data is None else {key: text.format(number=number) for key, text in kind.data.items()},
+        headers={**kind.headers, **headers},
+        auth=kind.auth,
+        allow_redirects=False,
+        timeout=PATIENCE_S,
+    )
+
+
+def drive(url: str, kinds: Sequence[Kind], clients: int, rounds: int) -> Counter[RequestKey]:
+    """So many clients at a time, each with all kinds, round after round; what they were answered."""
+    seen: list[Counter[RequestKey]] = [Counter() for _ in range(clients)]
+    failures: list[BaseException] = []
+
+    def client(place: int) -> None:
+        try:
+            with requests.Session() as session:
+                for number, kind in itertools.product(range(rounds), kinds):
+                    answer = ask(session, url, kind, f"{place}-{number}")
+                    seen[place][kind.method, kind.route, answer.status_code] += 1
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=client, args=(place,)) for place in range(clients)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failures:
+        raise failures[0]
+    return sum(seen, Counter())
+
+
+def _trace_id(place: int) -> str:
+    return f"{place + 1:032x}"
+
+
+def drive_traced(url: str, kinds: Sequence[Kind]) -> Counter[RequestKey]:
+    """Each kind once, as a part of a trace that its caller keeps: number of the kind from 1 on."""
+    seen: Counter[RequestKey] = Counter()
+    with requests.Session() as session:
+        for place, kind in enumerate(kinds):
+            parent = f"00-{_trace_id(place)}-00f067aa0ba902b7-01"
+            answer = ask(session, url, kind, f"traced-{place}", traceparent=parent)
+            seen[kind.method, kind.route, answer.status_code] += 1
+    return seen
+
+
+class Outcome:
+    """What clients saw, and what is in the store of a server that has ended."""
+
+    def __init__(self, store: Path, kinds: Sequence[Kind], seen: Counter[RequestKey], output: str) -> None:
+        self.seen = seen
+        self.output = output
+        self._store = store
+        self._kinds = list(kinds)
+
+    def _read(self, ask: Callable[[Store], Any]) -> Any:
+        with closing(Store(str(self._store), read_only=True)) as store:
+            return ask(store)
+
+    def counted(self) -> dict[RequestKey, int]:
+        """By method, route and status."""
+        found: list[Any] = self._read(Store.totals)
+        counts: Counter[RequestKey] = Counter()
+        for one in found:
+            if one.metric == REQUEST_DURATION:
+                counts[request_key(dict(one.attributes))] += one.total.count
+        return dict(counts)
+
+    def failures(self) -> dict[RequestKey, str]:
+        """Types of errors of the requests that count as failed."""
+        found: list[Any] = self._read(Store.totals)
+        return {
+            request_key(dict(one.attributes)): str(one.attributes["error.type"])
+            for one in found
+            if one.metric == REQUEST_DURATION and "error.type" in one.attributes
+        }
+
+    def summary(self) -> dict[str, Any]:
+        """What `paste-agent report --json` prints."""
+        found: dict[str, Any] = self._read(lambda store: summarize(store, "it", 0, time.time() + 60))
+        return found
+
+    def trace(self, kind: Kind) -> TraceRow:
+        """Of the request of this kind that its caller kept."""
+        (found,) = self._read(lambda store: transactions_of(store, _trace_id(self._kinds.index(kind)), 2))
+        row: TraceRow = found
+        return row
+
+    def spans(self, kind: Kind) -> list[tuple[str, str]]:
+        """Category and name of what is inside of that request, in the order in which it began."""
+        inside = (self.trace(kind).detail or {}).get("spans", [])
+        return [(one["category"], one["name"]) for one in sorted(inside, key=lambda one: one["start"])]
