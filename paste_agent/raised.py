@@ -79,7 +79,8 @@ def is_library(file: str) -> bool:
 def place_of(error: BaseException) -> str:
     """Where in the application an error came from, `module.function`; '' where it has no traceback.
 
-    The innermost frame that is no library's; the innermost of all where there is none.
+    The innermost frame that is no library's; the innermost of all where there is none. Code that belongs to no module,
+    such as an expression of a template, counts where there is nothing else.
     """
     traceback, steps, frame = error.__traceback__, 0, None
     found = False
@@ -87,8 +88,8 @@ def place_of(error: BaseException) -> str:
         here = traceback.tb_frame
         file = here.f_code.co_filename
         if not file.startswith(BETWEEN):
-            ours = not is_library(file)
-            if ours or not found:
+            ours = not is_library(file) and "__name__" in here.f_globals
+            if ours or (not found and (frame is None or "__name__" in here.f_globals)):
                 frame, found = here, ours
         traceback = traceback.tb_next
         steps += 1

@@ -12,7 +12,7 @@ import pytest
 from paste_agent.aggregate import DATABASE_DURATION, ERRORS, REQUEST_DURATION
 from paste_agent.error_rules import COUNTS, EXPECTED, IGNORED, ErrorRules
 from paste_agent.inside import DATABASE, MAX_ERRORS
-from paste_agent.raised import type_name
+from paste_agent.raised import place_of, type_name
 from paste_agent.recorder import layout
 from paste_agent.recorder.layout import KEPT_FAILED
 from paste_agent.recorder.writer import Recorder
@@ -300,3 +300,19 @@ def test_failures_beyond_the_budget_are_counted_and_not_kept(tmp_path: Path) -> 
     with leading(tmp_path) as lead:
         lead.drain()
         assert sum(counts_of(lead.store, ERRORS).values()) == 200
+
+
+def raised_by(code: str, names: dict[str, object]) -> ZeroDivisionError:
+    try:
+        exec(compile(code, "<expression>", "exec"), names)
+    except ZeroDivisionError as error:
+        return error
+    raise AssertionError
+
+
+def test_an_expression_that_belongs_to_no_module_is_no_place() -> None:
+    assert place_of(raised_by("1 / 0", {})) == f"{__name__}.raised_by"
+    assert place_of(raised_by("1 / 0", {"__name__": "script"})) == "script.<module>"
+    alone = raised_by("1 / 0", {})
+    assert alone.__traceback__ is not None
+    assert place_of(alone.with_traceback(alone.__traceback__.tb_next)) == "?.<module>"
