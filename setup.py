@@ -40,6 +40,7 @@ TEST = [
     "Jinja2>=3.1",
     "Mako>=1.3",
     "Chameleon>=4",
+    "Kajiki>=0.9",
     "cornice>=6",
     "Flask>=3",
     "Django>=4.2",

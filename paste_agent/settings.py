@@ -27,7 +27,7 @@ DEFAULT_SECTION = "filter:agent"
 
 #: Libraries that are instrumented, each in a file of `instrument`.
 INSTRUMENTATIONS = (
-    "bottle", "celery", "chameleon", "django", "falcon", "flask", "http_client", "httpx", "jinja2", "kombu",
+    "bottle", "celery", "chameleon", "django", "falcon", "flask", "http_client", "httpx", "jinja2", "kajiki", "kombu",
     "mako", "mysqlclient", "pecan", "psycopg", "psycopg2", "pymemcache", "pymysql", "pyramid", "redis",
     "sqlalchemy", "sqlite", "turbogears", "webob", "zope",
 )  # fmt: skip

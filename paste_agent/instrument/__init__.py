@@ -28,6 +28,7 @@ _LIBRARIES: dict[str, tuple[str, ...]] = {
     "http_client": ("http.client", "urllib3.connectionpool"),
     "httpx": ("httpx",),
     "jinja2": ("jinja2.environment",),
+    "kajiki": ("kajiki",),
     "kombu": ("kombu.messaging",),
     "mako": ("mako.template",),
     "mysqlclient": ("MySQLdb",),
