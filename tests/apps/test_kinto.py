@@ -11,34 +11,34 @@ from pathlib import Path
 
 import pytest
 
-from tests.apps.traffic import Kind, Outcome, drive
+from tests.apps.traffic import Kind, Outcome, drive, skip_without
 from tests.collector import Collector, rotel
 from tests.receiver import RequestKey
 from tests.serving import GUNICORN_PASTER, NO_CONTROL_SOCKET, environment, serve
 
-pytest.importorskip("kinto")
+skip_without("kinto")
 
 CLIENTS = 4
 ROUNDS = 60  # of all KINDS, for each client: 3,120 requests in all
-as_admin = functools.partial(Kind, auth=("admin", "s3cret"), headers={"Content-Type": "application/json"})
+kind = functools.partial(Kind, auth=("admin", "s3cret"), headers={"Content-Type": "application/json"})
 
 KINDS = [
-    as_admin("GET", "/v1/__heartbeat__", "/v1/__heartbeat__", auth=None),
-    as_admin("GET", "/v1/", "/v1/", auth=None),
-    as_admin("GET", "/", "/{path}", auth=None),
-    as_admin("PUT", "/v1/accounts/admin", "/v1/accounts/{id}", json={"data": {"password": "s3cret"}}, auth=None),
-    as_admin("PUT", "/v1/buckets/b", "/v1/buckets/{id}"),
-    as_admin("PUT", "/v1/buckets/b/collections/c", "/v1/buckets/{bucket_id}/collections/{id}"),
-    as_admin("POST", "/v1/buckets/b/collections/c/records", "/v1/buckets/{bucket_id}/collections/{collection_id}/records",
+    kind("GET", "/v1/__heartbeat__", "/v1/__heartbeat__", auth=None),
+    kind("GET", "/v1/", "/v1/", auth=None),
+    kind("GET", "/", "/{path}", auth=None),
+    kind("PUT", "/v1/accounts/admin", "/v1/accounts/{id}", json={"data": {"password": "s3cret"}}, auth=None),
+    kind("PUT", "/v1/buckets/b", "/v1/buckets/{id}"),
+    kind("PUT", "/v1/buckets/b/collections/c", "/v1/buckets/{bucket_id}/collections/{id}"),
+    kind("POST", "/v1/buckets/b/collections/c/records", "/v1/buckets/{bucket_id}/collections/{collection_id}/records",
          json={"data": {"title": "one"}}),
-    as_admin("GET", "/v1/buckets/b/collections/c/records", "/v1/buckets/{bucket_id}/collections/{collection_id}/records"),
-    as_admin("GET", "/v1/buckets/b/collections/c/records/{number}",
+    kind("GET", "/v1/buckets/b/collections/c/records", "/v1/buckets/{bucket_id}/collections/{collection_id}/records"),
+    kind("GET", "/v1/buckets/b/collections/c/records/{number}",
          "/v1/buckets/{bucket_id}/collections/{collection_id}/records/{id}"),
-    as_admin("POST", "/v1/buckets/b/collections/c/records", "/v1/buckets/{bucket_id}/collections/{collection_id}/records",
+    kind("POST", "/v1/buckets/b/collections/c/records", "/v1/buckets/{bucket_id}/collections/{collection_id}/records",
          body="{broken"),
-    as_admin("GET", "/v1/buckets", "/v1/buckets", auth=None),
-    as_admin("GET", "/v1/nope/{number}", None, auth=None),
-    as_admin("POST", "/v1/batch", "/v1/batch",
+    kind("GET", "/v1/buckets", "/v1/buckets", auth=None),
+    kind("GET", "/v1/nope/{number}", None, auth=None),
+    kind("POST", "/v1/batch", "/v1/batch",
          json={"requests": [{"path": "/buckets/b"}, {"path": "/buckets/b/collections/c"}]}),
 ]  # fmt: skip
 
@@ -56,7 +56,7 @@ def kinto_ini(tmp_path: Path) -> Path:
     ini.write_text(
         text.replace("[app:main]\n", "[app:main]\nfilter-with = agent\n")
         + "\n[filter:agent]\nuse = egg:paste_agent\nservice_name = kinto\n"
-        + f"store = {tmp_path}/kinto.sqlite\nruntime_dir = {tmp_path}/run\n"
+        + f"store = {tmp_path}/store.sqlite\nruntime_dir = {tmp_path}/run\n"
     )
     return ini
 
@@ -68,7 +68,7 @@ def test_client_store_and_collector_agree_on_every_route_and_status(kinto_ini: P
         with serve(command, cwd=tmp_path, env=env) as server:
             served = drive(server.url, KINDS, CLIENTS, ROUNDS)
             assert server.stop() == 0
-            outcome = Outcome(tmp_path / "kinto.sqlite", KINDS, served, server.output())
+            outcome = Outcome(tmp_path, KINDS, served, server.output())
         assert sum(served.values()) == CLIENTS * ROUNDS * len(KINDS)
         assert len({status for _, _, status in served}) >= 5  # several kinds of answers, or the test says little
         assert outcome.counted() == dict(served)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
+import shutil
+import sys
 import threading
 import time
 from collections import Counter
@@ -11,17 +14,46 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
 import requests
 
 from paste_agent.aggregate import REQUEST_DURATION
 from paste_agent.kept import TraceRow
+from paste_agent.naming import method_of
 from paste_agent.store.lookup import transactions_of
 from paste_agent.store.store import Store
 from paste_agent.store.summary import summarize
 from tests.receiver import RequestKey, request_key
+from tests.serving import environment, run
 
 #: A worker that was just started may have the first of its application to load.
 PATIENCE_S = 60
+
+
+def skip_without(*packages: str) -> None:
+    """Skip the test module where one is not installed. None is imported: some change the process that does."""
+    for name in packages:
+        if importlib.util.find_spec(name) is None:
+            pytest.skip(f"{name} is not installed", allow_module_level=True)
+
+
+def script(name: str) -> str:
+    """Path of a command that a package has installed beside the interpreter."""
+    found = shutil.which(name, path=str(Path(sys.executable).parent))
+    assert found is not None, f"{name} is not beside {sys.executable}"
+    return found
+
+
+def install(ini: Path) -> None:
+    """Put the agent into an ini as its own command does it."""
+    code = "from paste_agent.cli.main import run; run()"
+    status, _, errors = run([sys.executable, "-c", code, "install", "--yes", str(ini)], cwd=ini.parent)
+    assert (status, errors) == (0, "")
+
+
+def agent_environment(here: Path, **more: str) -> dict[str, str]:
+    """Says where the agent's files are to be: so there is nothing of it in the ini but what `install` has put there."""
+    return environment(PASTE_AGENT_STORE=f"{here}/store.sqlite", PASTE_AGENT_RUNTIME_DIR=f"{here}/run", **more)
 
 
 class Kind(NamedTuple):
@@ -32,17 +64,20 @@ class Kind(NamedTuple):
     route: str | None
     json: Any = None
     body: str | bytes | None = None
-    data: Mapping[str, str] | None = None  #: of a form
+    data: Mapping[str, str] | None = None  #: of a form; {number} as in a path
+    files: Mapping[str, tuple[str, bytes]] = {}  #: of a form, each with its name; {number} again
     auth: tuple[str, str] | None = None
     headers: Mapping[str, str] = {}
 
 
 def ask(session: requests.Session, url: str, kind: Kind, number: str, **headers: str) -> requests.Response:
+    form = {key: text.format(number=number) for key, text in (kind.data or {}).items()}
     return session.request(
         kind.method,
         url + kind.path.format(number=number),
         json=kind.json,
-        data=kind.body if kind.data is None else {key: text.format(number=number) for key, text in kind.data.items()},
+        data=form or kind.body,
+        files={key: (name.format(number=number), content) for key, (name, content) in kind.files.items()},
         headers={**kind.headers, **headers},
         auth=kind.auth,
         allow_redirects=False,
@@ -60,7 +95,7 @@ def drive(url: str, kinds: Sequence[Kind], clients: int, rounds: int) -> Counter
             with requests.Session() as session:
                 for number, kind in itertools.product(range(rounds), kinds):
                     answer = ask(session, url, kind, f"{place}-{number}")
-                    seen[place][kind.method, kind.route, answer.status_code] += 1
+                    seen[place][method_of(kind.method), kind.route, answer.status_code] += 1
         except BaseException as error:
             failures.append(error)
 
@@ -85,17 +120,18 @@ def drive_traced(url: str, kinds: Sequence[Kind]) -> Counter[RequestKey]:
         for place, kind in enumerate(kinds):
             parent = f"00-{_trace_id(place)}-00f067aa0ba902b7-01"
             answer = ask(session, url, kind, f"traced-{place}", traceparent=parent)
-            seen[kind.method, kind.route, answer.status_code] += 1
+            seen[method_of(kind.method), kind.route, answer.status_code] += 1
     return seen
 
 
 class Outcome:
     """What clients saw, and what is in the store of a server that has ended."""
 
-    def __init__(self, store: Path, kinds: Sequence[Kind], seen: Counter[RequestKey], output: str) -> None:
+    def __init__(self, here: Path, kinds: Sequence[Kind], seen: Counter[RequestKey], output: str) -> None:
+        """here: as of `agent_environment`."""
         self.seen = seen
         self.output = output
-        self._store = store
+        self._store = here / "store.sqlite"
         self._kinds = list(kinds)
 
     def _read(self, ask: Callable[[Store], Any]) -> Any:
@@ -111,14 +147,14 @@ class Outcome:
                 counts[request_key(dict(one.attributes))] += one.total.count
         return dict(counts)
 
-    def failures(self) -> dict[RequestKey, str]:
-        """Types of errors of the requests that count as failed."""
+    def failures(self) -> dict[tuple[RequestKey, str], int]:
+        """Requests that count as failed, with the types of their errors."""
         found: list[Any] = self._read(Store.totals)
-        return {
-            request_key(dict(one.attributes)): str(one.attributes["error.type"])
-            for one in found
-            if one.metric == REQUEST_DURATION and "error.type" in one.attributes
-        }
+        counts: Counter[tuple[RequestKey, str]] = Counter()
+        for one in found:
+            if one.metric == REQUEST_DURATION and "error.type" in one.attributes:
+                counts[request_key(dict(one.attributes)), str(one.attributes["error.type"])] += one.total.count
+        return dict(counts)
 
     def summary(self) -> dict[str, Any]:
         """What `paste-agent report --json` prints."""
