@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from types import TracebackType
 from typing import NamedTuple
 
@@ -30,6 +31,10 @@ BETWEEN = tuple(
 #: Where libraries lie: the standard one, and those that were installed.
 _LIBRARY = (os.path.dirname(os.__file__) + os.sep, "<frozen")
 _PACKAGES = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
+#: Installed packages that are the service itself: their directories.
+_claimed: tuple[str, ...] = ()
+#: Packages with an application for anybody's pipeline, besides the filters that stand in it.
+_FOR_ANYBODY = frozenset(("oslo_middleware", "paste"))
 
 
 class Frame(NamedTuple):
@@ -73,7 +78,23 @@ def status_of_exception(error: BaseException) -> int | None:
 
 def is_library(file: str) -> bool:
     """Whether a frame of this file is no application's."""
-    return file.startswith(_LIBRARY) or _PACKAGES[0] in file or _PACKAGES[1] in file
+    installed = file.startswith(_LIBRARY) or _PACKAGES[0] in file or _PACKAGES[1] in file
+    return installed and not file.startswith(_claimed)
+
+
+def claim(factory: object) -> None:
+    """Take the package of what makes an application for the application's own, though it lies among the libraries.
+
+    Services are installed as much as what they are built upon. A namespace is nobody's.
+    """
+    global _claimed
+    name = str(getattr(factory, "__module__", None)).partition(".")[0]
+    file = getattr(sys.modules.get(name), "__file__", None)
+    if name in _FOR_ANYBODY or not isinstance(file, str):
+        return
+    directory, base = os.path.split(file)
+    if base == "__init__.py" and directory + os.sep not in _claimed:
+        _claimed += (directory + os.sep,)
 
 
 def place_of(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""OpenStack's Barbican as its own ini has it: urlmap, pipelines of oslo.middleware and keystonemiddleware, Pecan, SQLAlchemy.
+"""OpenStack's Barbican as its own ini has it: urlmap, oslo.middleware, keystonemiddleware, Pecan, SQLAlchemy.
 
 MariaDB is real; of Keystone there is what answers whose a token is.
 """
@@ -14,6 +14,7 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -67,7 +68,7 @@ class Keystone(BaseHTTPRequestHandler):
     """Knows one token."""
 
     protocol_version = "HTTP/1.1"
-    traceparents: list[str] = []
+    traceparents: ClassVar[list[str]] = []
 
     def do_GET(self) -> None:
         self.traceparents.append(self.headers.get("traceparent", ""))
@@ -179,3 +180,5 @@ def test_a_query_for_each_row_is_found(outcome: Outcome) -> None:
     """Barbican's list asks once more for each of the ten secrets on its page."""
     found = [one for one in outcome.summary()["findings"] if one["route"] == LIST.route and one["kind"] == "repeated"]
     assert {one["per_request"] for one in found} == {10}
+    # The service itself is installed as the libraries are that it uses.
+    assert {one["code"]["function"] for one in found} == {"augment_fields_with_content_types", "to_dict_fields"}
