@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.apps.traffic import Kind, Outcome, drive, skip_without
+from tests.apps.traffic import Kind, Outcome, agent_environment, drive, install, skip_without
 from tests.collector import Collector, rotel
 from tests.receiver import RequestKey
-from tests.serving import GUNICORN_PASTER, NO_CONTROL_SOCKET, environment, serve
+from tests.serving import GUNICORN_PASTER, NO_CONTROL_SOCKET, serve
 
 skip_without("kinto")
 
@@ -50,20 +50,16 @@ def kinto_ini(tmp_path: Path) -> Path:
     made = [sys.executable, "-c", "from kinto.__main__ import main; main()", "init", "--ini", str(ini)]
     made += ["--backend", "memory", "--cache-backend", "memory", "--host", "127.0.0.1"]
     subprocess.run(made, check=True, capture_output=True, timeout=60)
-    text = ini.read_text()
     assert configparser.RawConfigParser().read(ini)
-    assert text.count("[app:main]\n") == 1
-    ini.write_text(
-        text.replace("[app:main]\n", "[app:main]\nfilter-with = agent\n")
-        + "\n[filter:agent]\nuse = egg:paste_agent\nservice_name = kinto\n"
-        + f"store = {tmp_path}/store.sqlite\nruntime_dir = {tmp_path}/run\n"
-    )
+    install(ini)
     return ini
 
 
 def test_client_store_and_collector_agree_on_every_route_and_status(kinto_ini: Path, tmp_path: Path) -> None:
     with rotel() as collector:
-        env = environment(OTEL_EXPORTER_OTLP_ENDPOINT=collector.endpoint, OTEL_METRIC_EXPORT_INTERVAL="1000")
+        env = agent_environment(
+            tmp_path, OTEL_EXPORTER_OTLP_ENDPOINT=collector.endpoint, OTEL_METRIC_EXPORT_INTERVAL="1000"
+        )
         command = [*GUNICORN_PASTER, "--workers", "4", "--bind", "127.0.0.1:0", *NO_CONTROL_SOCKET, str(kinto_ini)]
         with serve(command, cwd=tmp_path, env=env) as server:
             served = drive(server.url, KINDS, CLIENTS, ROUNDS)
