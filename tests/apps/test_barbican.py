@@ -181,4 +181,4 @@ def test_a_query_for_each_row_is_found(outcome: Outcome) -> None:
     found = [one for one in outcome.summary()["findings"] if one["route"] == LIST.route and one["kind"] == "repeated"]
     assert {one["per_request"] for one in found} == {10}
     # The service itself is installed as the libraries are that it uses.
-    assert {one["code"]["function"] for one in found} == {"augment_fields_with_content_types", "to_dict_fields"}
+    assert all("/barbican/" in one["code"]["file"] for one in found)
