@@ -15,6 +15,10 @@ RUNTIME = [
     "rich>=13,<16",
     "click>=8.1,<9",
 ]
+# Imported by the worker that a scrape comes to, when the first one does.
+PROMETHEUS = ["prometheus-client>=0.20,<1"]
+# What gunicorn_django and paste_agent.django serve.
+DJANGO = ["Django>=4.2"]
 # What the tests drive the agent with: other servers, frameworks, a collector.
 TEST = [
     "pytest>=8",
@@ -43,13 +47,14 @@ TEST = [
     "Kajiki>=0.9",
     "cornice>=6",
     "Flask>=3",
-    "Django>=4.2",
+    *DJANGO,
     "bottle>=0.12.25",
     "falcon>=3.1",
     "pecan>=1.5",
     "TurboGears2>=2.5",
     "kombu>=5.3",
     "celery>=5.3",
+    *PROMETHEUS,
 ]
 # Real applications that are served behind the agent.
 APPS = [
@@ -100,13 +105,14 @@ setup(
     package_data={"paste_agent": ["py.typed"], "paste_agent.demo": ["static/*"]},
     python_requires=">=3.10",
     install_requires=RUNTIME,
-    extras_require={"test": TEST, "apps": APPS, "lint": LINT},
+    extras_require={"test": TEST, "apps": APPS, "lint": LINT, "django": DJANGO, "prometheus": PROMETHEUS},
     entry_points={
         "paste.filter_app_factory": ["main = paste_agent.filter:main"],
         "paste.server_runner": ["main = paste_agent.server.runner:main"],
-        "paste.app_factory": ["demo = paste_agent.demo.shop:main"],
+        "paste.app_factory": ["demo = paste_agent.demo.shop:main", "metrics = paste_agent.scrape:main"],
         "console_scripts": [
             "gunicorn_paster = paste_agent.server.gunicorn_paster:run",
+            "gunicorn_django = paste_agent.server.gunicorn_django:run",
             "paste-agent = paste_agent.cli.main:run",
         ],
     },

@@ -192,12 +192,18 @@ class _ExportThread:
         self._settings = settings
         self._lead = lead
         self._warn = warn
-        native.start_thread(self._run)
+        self._started = True
+        try:
+            native.start_thread(self._run)
+        except RuntimeError:  # since Python 3.12, once the interpreter has begun to end
+            self._started = False
 
     def finish(self, deadline: float) -> None:
         """Send what is left, and wait for it until `deadline`, s of the monotonic clock."""
         self._deadline = deadline
         self.stop.set()
+        if not self._started:
+            self._run()
         self._done.wait(deadline - time.monotonic())
 
     def _run(self) -> None:

@@ -20,6 +20,8 @@ from paste_agent.errors import SettingError
 #: Variables that are no keys: the file that settings come from where no pipeline has a section of ours, and which of
 #: its sections is laid over the first.
 CONFIG_FILE, ENVIRONMENT = "PASTE_AGENT_CONFIG_FILE", "PASTE_AGENT_ENVIRONMENT"
+#: Relative paths start there, where there is no ini; set for the programs that are started with the agent on board.
+HERE = "PASTE_AGENT__HERE"
 SIGNALS = ("traces", "metrics", "logs")
 #: A store that is not to survive a reboot: it lives in the runtime directory.
 IN_MEMORY = "memory"
@@ -258,7 +260,7 @@ TABLE: dict[str, Setting] = {
         Setting("enabled", _boolean, True, "", "false: the filter's factory returns the application itself.",
                 otel="OTEL_SDK_DISABLED", from_otel=_negated),
         Setting("service_name", _text, None, "", "Name of the service. Each has its own recorders, lease and store.",
-                default_text="the ini's name without `.ini`", otel="OTEL_SERVICE_NAME"),
+                default_text="the ini's name without `.ini`; without an ini, the name of what is served", otel="OTEL_SERVICE_NAME"),
         Setting("resource_attributes", _pairs, {}, "", "Further attributes of the resource, key=value,key=value, such as deployment.environment.name=production.",
                 otel="OTEL_RESOURCE_ATTRIBUTES"),
         Setting("store", _path, None, "", "Path of the store, relative to the ini; `memory`: in the runtime directory, gone after a reboot.",
@@ -430,12 +432,14 @@ def load(
     global_conf: Mapping[str, str],
     environ: Mapping[str, str],
     section: str = DEFAULT_SECTION,
+    fallback_name: str | None = None,
 ) -> Settings:
     """Read the settings of one service.
 
     local_conf, global_conf: as PasteDeploy passes them to a factory.
     environ: the process's environment.
     section: for messages, such as `filter:agent`.
+    fallback_name: of the service, where neither a setting nor an ini gives it one.
     Raises SettingError for an unknown key or a wrong value, wherever it stands.
     """
     for key in local_conf:
@@ -452,7 +456,7 @@ def load(
     for row in TABLE.values():
         values[row.key], origins[row.key] = _effective(row, local_conf, environ, section)
     overruled = _overrule(values) if values["high_security"] else ()
-    _derive(values, global_conf, environ)
+    _derive(values, global_conf, environ, fallback_name)
     return Settings(values, origins, section, overruled)
 
 
@@ -519,17 +523,20 @@ def _overrule(values: dict[str, object]) -> tuple[str, ...]:
     return overruled
 
 
-def _derive(values: dict[str, object], global_conf: Mapping[str, str], environ: Mapping[str, str]) -> None:
+def _derive(
+    values: dict[str, object], global_conf: Mapping[str, str], environ: Mapping[str, str], name: str | None
+) -> None:
     """Fill in the defaults that another setting or the host decides."""
     ini = global_conf.get("__file__")
     if values["service_name"] is None:
         stem = os.path.splitext(os.path.basename(ini))[0] if ini else ""
-        values["service_name"] = stem or "unknown_service"
+        values["service_name"] = stem or name or "unknown_service"
     if values["slow_request_s"] is None:
         apdex_t_s = values["apdex_t_s"]
         assert isinstance(apdex_t_s, float)
         values["slow_request_s"] = 4 * apdex_t_s
-    here = os.path.dirname(os.path.abspath(ini)) if ini else os.getcwd()
+    # A program that is started with the agent on board may have left the directory that it was started in.
+    here = os.path.dirname(os.path.abspath(ini)) if ini else environ.get(HERE) or os.getcwd()
     store = values["store"]
     if store is None:
         state = environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")

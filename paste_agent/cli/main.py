@@ -12,8 +12,10 @@ from paste_agent.cli import (
     demo_traffic,
     generate_config,
     install,
+    metrics,
     postmortem,
     report,
+    run_program,
     send_test,
     settings_command,
     trace,
@@ -39,9 +41,12 @@ group.add_command(generate_config.command, "generate-config")
 group.add_command(check.command, "check")
 group.add_command(settings_command.command, "settings")
 group.add_command(send_test.command, "send-test")
+group.add_command(run_program.run_program, "run-program")
+group.add_command(run_program.run_python, "run-python")
 group.add_command(report.command, "report")
 group.add_command(trace.command, "trace")
 group.add_command(postmortem.command, "postmortem")
+group.add_command(metrics.command, "metrics")
 group.add_command(demo_traffic.command, "demo-traffic")
 
 
@@ -51,4 +56,4 @@ def run() -> None:
         group(prog_name="paste-agent")
     except AgentError as error:
         click.echo(f"paste-agent: {error}", err=True)
-        sys.exit(1)
+        sys.exit(getattr(error, "status", 1))

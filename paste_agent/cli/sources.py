@@ -35,9 +35,7 @@ def source_of(path: str | None, environ: Mapping[str, str]) -> Source:
         path = DEFAULT
     if path is None:
         return Source(environ[CONFIG_FILE], [configuration.settings_of(environ)])
-    if is_own_file(path):
-        return Source(path, [configuration.settings_of({**environ, CONFIG_FILE: path})])
-    return Source(path, ini.services(path, environ))
+    return Source(path, configuration.services_in(path, environ))
 
 
 def is_own_file(path: str) -> bool:
