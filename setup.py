@@ -44,6 +44,7 @@ TEST = [
     "Jinja2>=3.1",
     "Mako>=1.3",
     "Chameleon>=4",
+    "Kajiki>=0.9",
     "cornice>=6",
     "Flask>=3",
     *DJANGO,
@@ -56,7 +57,22 @@ TEST = [
     *PROMETHEUS,
 ]
 # Real applications that are served behind the agent.
-APPS = ["kinto>=26"]
+APPS = [
+    "kinto>=26",
+    "Zope[wsgi]>=5.8",
+    "ZEO>=6",  # Zope's database for several workers
+    "pypiserver>=2.3",
+    # TurboGears' quickstart, and what it makes.
+    "tg.devtools>=2.5.1",
+    "gearbox>=0.5",
+    "alembic",
+    "zope.sqlalchemy>=1.2",
+    "repoze.who>=3.2.0rc1",
+    "WebHelpers2",
+    "Babel>=2.16",
+    "Beaker>=1.8",
+    "barbican>=20",
+]
 LINT = ["ruff>=0.17,<0.18", "mypy>=2.4,<3", "types-requests", "types-protobuf", "build"]
 
 setup(

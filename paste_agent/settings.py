@@ -29,7 +29,7 @@ DEFAULT_SECTION = "filter:agent"
 
 #: Libraries that are instrumented, each in a file of `instrument`.
 INSTRUMENTATIONS = (
-    "bottle", "celery", "chameleon", "django", "falcon", "flask", "http_client", "httpx", "jinja2", "kombu",
+    "bottle", "celery", "chameleon", "django", "falcon", "flask", "http_client", "httpx", "jinja2", "kajiki", "kombu",
     "mako", "mysqlclient", "pecan", "psycopg", "psycopg2", "pymemcache", "pymysql", "pyramid", "redis",
     "sqlalchemy", "sqlite", "turbogears", "webob", "zope",
 )  # fmt: skip
@@ -292,7 +292,7 @@ TABLE: dict[str, Setting] = {
         Setting("propagators", _list_of(("tracecontext", "baggage", "b3", "b3multi", "jaeger", "none"), "tracecontext baggage b3"), ("tracecontext", "baggage"), "", "Headers that say which trace a request belongs to. b3, b3multi and jaeger are only read.",
                 otel="OTEL_PROPAGATORS", from_otel=_known_propagators),
         Setting("layers", _boolean, True, "", "Measure the time that each filter of the pipeline takes by itself."),
-        Setting("gc_pauses", _boolean, True, "", "Measure the pauses that the garbage collector makes in transactions."),
+        Setting("gc_pauses", _boolean, True, "", "Measure the pauses that the garbage collector makes in transactions; not on Python 3.11 before 3.11.8."),
         Setting("cpu_time", _boolean, False, "", "Measure the CPU time of a transaction's thread: two system calls a request. Says nothing with greenlets."),
         Setting("ignore_errors", _names(r"[A-Za-z_][\w.]*", "names of exception classes, for example shop.errors.NotInStock KeyError"), (), "", "Exceptions, and their subclasses, that are no errors and are not recorded."),
         Setting("expected_errors", _names(r"[A-Za-z_][\w.]*", "names of exception classes, for example shop.errors.NotInStock KeyError"), (), "", "Exceptions, and their subclasses, that are recorded and do not count as failures."),
