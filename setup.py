@@ -15,6 +15,8 @@ RUNTIME = [
     "rich>=13,<16",
     "click>=8.1,<9",
 ]
+# Imported by the worker that a scrape comes to, when the first one does.
+PROMETHEUS = ["prometheus-client>=0.20,<1"]
 # What gunicorn_django and paste_agent.django serve.
 DJANGO = ["Django>=4.2"]
 # What the tests drive the agent with: other servers, frameworks, a collector.
@@ -51,6 +53,7 @@ TEST = [
     "TurboGears2>=2.5",
     "kombu>=5.3",
     "celery>=5.3",
+    *PROMETHEUS,
 ]
 # Real applications that are served behind the agent.
 APPS = ["kinto>=26"]
@@ -86,11 +89,11 @@ setup(
     package_data={"paste_agent": ["py.typed"], "paste_agent.demo": ["static/*"]},
     python_requires=">=3.10",
     install_requires=RUNTIME,
-    extras_require={"test": TEST, "apps": APPS, "lint": LINT, "django": DJANGO},
+    extras_require={"test": TEST, "apps": APPS, "lint": LINT, "django": DJANGO, "prometheus": PROMETHEUS},
     entry_points={
         "paste.filter_app_factory": ["main = paste_agent.filter:main"],
         "paste.server_runner": ["main = paste_agent.server.runner:main"],
-        "paste.app_factory": ["demo = paste_agent.demo.shop:main"],
+        "paste.app_factory": ["demo = paste_agent.demo.shop:main", "metrics = paste_agent.scrape:main"],
         "console_scripts": [
             "gunicorn_paster = paste_agent.server.gunicorn_paster:run",
             "gunicorn_django = paste_agent.server.gunicorn_django:run",

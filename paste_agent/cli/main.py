@@ -12,6 +12,7 @@ from paste_agent.cli import (
     demo_traffic,
     generate_config,
     install,
+    metrics,
     postmortem,
     report,
     run_program,
@@ -45,6 +46,7 @@ group.add_command(run_program.run_python, "run-python")
 group.add_command(report.command, "report")
 group.add_command(trace.command, "trace")
 group.add_command(postmortem.command, "postmortem")
+group.add_command(metrics.command, "metrics")
 group.add_command(demo_traffic.command, "demo-traffic")
 
 

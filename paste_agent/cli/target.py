@@ -30,6 +30,19 @@ def target_of(path: str, service: str | None) -> Target:
     service: which one, when the ini measures several.
     Raises IniError, SettingError and StoreError, each one line.
     """
+    found = settings_of(path, service)
+    if found is None:
+        return Target(path, None)
+    catch_up(found)
+    return Target(store_path(found), found)
+
+
+def settings_of(path: str, service: str | None) -> Settings | None:
+    """Of the service that `path` is the ini of; None where it is a store.
+
+    service: which one, when the ini measures several.
+    Raises IniError and SettingError, each one line.
+    """
     if not os.path.exists(path):
         raise IniError(f"{path}: no such file; give the service's ini, or the path of its store")
     if os.path.isdir(path):
@@ -37,7 +50,7 @@ def target_of(path: str, service: str | None) -> Target:
     try:
         with open(path, "rb") as file:
             if file.read(len(_SQLITE)) == _SQLITE:
-                return Target(path, None)
+                return None
     except OSError as error:
         raise IniError(f"{path}: {error.strerror}; give the service's ini, or the path of its store") from None
     services = services_in(path, os.environ)
@@ -46,12 +59,10 @@ def target_of(path: str, service: str | None) -> Target:
     if len(services) != 1:
         names = ", ".join(found.service_name for found in services_in(path, os.environ))
         raise IniError(f"{path}: measures the services {names}; choose one with --service")
-    (found,) = services
-    _catch_up(found)
-    return Target(store_path(found), found)
+    return services[0]
 
 
-def _catch_up(settings: Settings) -> None:
+def catch_up(settings: Settings) -> None:
     """Count what processes that were killed have left, unless somebody leads; where that cannot be, the store is read
     as it is.
 
@@ -69,7 +80,8 @@ def _catch_up(settings: Settings) -> None:
     from paste_agent import reporter
 
     # The post-mortems of what it finds are about to be shown, and not to be logged to the terminal as well.
-    logger.addHandler(logging.NullHandler())
+    if not logger.handlers:
+        logger.addHandler(logging.NullHandler())
     try:
         reporter.catch_up(settings, directory, Warnings(settings.service_name))
     except (OSError, *READ_ERRORS):

@@ -24,10 +24,10 @@ ORDER = [
     *("crash", "stacks", "watch"),
     *("kept", "log_files", "log_forwarding", "aggregate", "metrics", "inner_spans", "detail", "trace_writer"),
     *("postmortem", "ending"),
-    *("store", "store.schema", "store.store", "store.log_rows", "store.retention", "store.opening"),
+    *("store", "store.schema", "store.store", "store.snapshot", "store.log_rows", "store.retention", "store.opening"),
     *("store.lookup", "store.inside_summary", "store.summary"),
-    *("exporters", "exporters.resource", "exporters.otlp_encode", "exporters.connection", "exporters.deadline"),
-    "exporters.otlp",
+    *("exporters", "exporters.resource", "exporters.points", "exporters.otlp_encode", "exporters.connection"),
+    *("exporters.deadline", "exporters.otlp", "exporters.prometheus"),
     *("lead_logs", "lead", "leadership", "reporter", "lifecycle", "background", "api", "logs"),
     *("sql_summary", "sql", "statements"),
     # Those that others of the package are built upon come before it.
@@ -35,7 +35,7 @@ ORDER = [
     *("instrument.http_client", "instrument"),
     *("functions", "pauses", "layers"),
     "filter",
-    *("launch", "server", "django", "demo", "cli"),
+    *("launch", "scrape", "server", "django", "demo", "cli"),
 ]
 
 #: Where a dependency may be imported at all, in functions too.
@@ -45,6 +45,7 @@ HOMES = {
     "requests": ["exporters.otlp", "exporters.deadline", "cli.demo_traffic"],
     "opentelemetry": ["exporters"],
     "google": ["exporters"],
+    "prometheus_client": ["exporters.prometheus"],
     "sqlite3": ["store", "lead", "leadership", "demo", "instrument.sqlite"],
     "rich": ["cli"],
     "click": ["cli"],
@@ -145,9 +146,10 @@ def test_a_dependency_has_one_home(dependency: str) -> None:
     assert [name for name in users if not lives_in(name)] == []
 
 
-@pytest.mark.parametrize("module", ["filter", "lifecycle", "reporter", "recorder.reader", "trace_writer"])
+@pytest.mark.parametrize("module", ["filter", "lifecycle", "reporter", "recorder.reader", "trace_writer", "scrape"])
 def test_what_every_worker_imports_is_light(module: str) -> None:
     heavy = ["requests", "google.protobuf", "opentelemetry", "sqlite3", "rich", "click", "webob", "gunicorn", "pyramid"]
+    heavy.append("prometheus_client")
     code = f"import sys, paste_agent.{module}; print([name for name in {heavy!r} if name in sys.modules])"
     found = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60, cwd=PACKAGE.parent
