@@ -187,9 +187,19 @@ def _negated(text: str) -> str:
     return str(text.strip().lower() != "true")
 
 
+#: Names that OpenTelemetry's instrumentations have, and ours have not.
+_OTHER_NAMES = {"sqlite3": "sqlite", "requests": "http_client", "urllib": "http_client", "urllib3": "http_client"}
+
+
 def _known_instrumentations(text: str) -> str:
     # Other SDKs name libraries there that this one does not instrument.
-    return " ".join(word for word in _words(text.lower()) if word in INSTRUMENTATIONS)
+    words = (_OTHER_NAMES.get(word, word) for word in _words(text.lower()))
+    return " ".join(word for word in words if word in INSTRUMENTATIONS)
+
+
+def _known_compression(text: str) -> str:
+    # The standard says gzip and none; SDKs know more, which nobody needs to change for us.
+    return "gzip" if text.strip().lower() == "deflate" else text
 
 
 def _known_propagators(text: str) -> str:
@@ -227,6 +237,14 @@ class Setting(NamedTuple):
 
 
 _seconds = _number("seconds", "60")
+_class_names = _names(
+    r"[A-Za-z_][\w.]*(?::[A-Za-z_][\w.]*)?", "names of exception classes, for example shop.errors.NotInStock KeyError"
+)
+
+
+def _classes(text: str) -> tuple[str, ...]:
+    """`module.Class`; other agents have a colon between the two."""
+    return tuple(name.replace(":", ".") for name in _class_names(text))
 
 
 def _per_minute(key: str, default: float, help_text: str) -> Setting:
@@ -247,7 +265,7 @@ def _otlp_rows(signal: str) -> list[Setting]:
         Setting(f"{prefix}headers", _headers, None if signal else {}, "", f"Headers sent to the collector{whom}, key=value,key=value; ${{NAME}} stands for an environment variable.", otel=f"{variable}HEADERS", secret=True, default_text=same),
         Setting(f"{prefix}headers_file", _path, None, "", f"File of headers sent to the collector{whom}, `name: value` on each line; read again when it changes.", default_text=same),
         Setting(f"{prefix}timeout_s", _seconds, None if signal else 10.0, "s", f"How long one export may take{whom}.", otel=f"{variable}TIMEOUT", from_otel=_milliseconds, default_text=same),
-        Setting(f"{prefix}compression", _choice("gzip", "none"), None if signal else "gzip", "", f"Compression of what is sent{whom}: gzip or none.", otel=f"{variable}COMPRESSION", default_text=same),
+        Setting(f"{prefix}compression", _choice("gzip", "none"), None if signal else "gzip", "", f"Compression of what is sent{whom}: gzip or none.", otel=f"{variable}COMPRESSION", from_otel=_known_compression, default_text=same),
         Setting(f"{prefix}certificate", _path, None, "", f"PEM file of the authorities trusted to sign the collector's certificate{whom}.", otel=f"{variable}CERTIFICATE", default_text=same),
         Setting(f"{prefix}client_key", _path, None, "", f"PEM file of the client's private key{whom}.", otel=f"{variable}CLIENT_KEY", default_text=same),
         Setting(f"{prefix}client_certificate", _path, None, "", f"PEM file of the client's certificate{whom}.", otel=f"{variable}CLIENT_CERTIFICATE", default_text=same),
@@ -294,8 +312,8 @@ TABLE: dict[str, Setting] = {
         Setting("layers", _boolean, True, "", "Measure the time that each filter of the pipeline takes by itself."),
         Setting("gc_pauses", _boolean, True, "", "Measure the pauses that the garbage collector makes in transactions; not on Python 3.11 before 3.11.8."),
         Setting("cpu_time", _boolean, False, "", "Measure the CPU time of a transaction's thread: two system calls a request. Says nothing with greenlets."),
-        Setting("ignore_errors", _names(r"[A-Za-z_][\w.]*", "names of exception classes, for example shop.errors.NotInStock KeyError"), (), "", "Exceptions, and their subclasses, that are no errors and are not recorded."),
-        Setting("expected_errors", _names(r"[A-Za-z_][\w.]*", "names of exception classes, for example shop.errors.NotInStock KeyError"), (), "", "Exceptions, and their subclasses, that are recorded and do not count as failures."),
+        Setting("ignore_errors", _classes, (), "", "Exceptions, and their subclasses, that are no errors and are not recorded."),
+        Setting("expected_errors", _classes, (), "", "Exceptions, and their subclasses, that are recorded and do not count as failures."),
         Setting("ignore_statuses", _statuses, (), "", "Statuses of 500 and above that are no errors, such as 503 or 502-504."),
         Setting("expected_statuses", _statuses, (), "", "Statuses of 500 and above that are recorded and do not count as failures."),
         Setting("record_headers", _names(r"[A-Za-z0-9-]+", "names of request headers, for example X-Request-Id"), (), "", "Request headers that kept traces tell, by name."),
@@ -496,7 +514,20 @@ def _read(row: Setting, place: str, text: str, convert: Callable[[str], str]) ->
         raise SettingError(place, shown, str(wrong)) from None
 
 
+#: What other agents call them.
+_ELSEWHERE = {
+    "app_name": "service_name",
+    "labels": "resource_attributes",
+    "license_key": "headers",
+    "monitor_mode": "enabled",
+    "host": "endpoint",
+}
+
+
 def _cure_of_unknown(name: str, known: Mapping[str, object]) -> str:
+    ours = _ELSEWHERE.get(name.removeprefix("PASTE_AGENT_").lower())
+    if ours is not None:
+        return f"unknown key; here it is {TABLE[ours].variable if name.isupper() else ours}"
     import difflib  # only a mistake needs it
 
     near = difflib.get_close_matches(name, known, n=1)
