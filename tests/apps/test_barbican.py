@@ -1,6 +1,6 @@
 """OpenStack's Barbican as its own ini has it: urlmap, oslo.middleware, keystonemiddleware, Pecan, SQLAlchemy.
 
-MariaDB is real; of Keystone there is what answers whose a token is.
+MariaDB is real; of Keystone there is what answers whose a token is. Runs where the extra `openstack` is installed.
 """
 
 from __future__ import annotations
