@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Iterator
 from urllib.parse import quote
@@ -21,8 +20,6 @@ from paste_agent.runtime_dir import service_dir
 from paste_agent.settings import IN_MEMORY, Settings
 
 _TIMEOUT_S = 5.0
-#: Of a URL: user and password.
-_USERINFO = re.compile(r"//[^/?#]*@")
 
 
 class _Findings:
@@ -165,14 +162,4 @@ def _settings_table(found: Settings, show_all: bool) -> Table:
 
 
 def _value_text(row: settings.Setting, value: object) -> Text:
-    if value in (None, {}):
-        return Text("–", style="dim")
-    if isinstance(value, dict):
-        return Text(", ".join(f"{name}={'***' if row.secret else text}" for name, text in value.items()))
-    if isinstance(value, bool):
-        return Text(str(value).lower())
-    if isinstance(value, float):
-        return Text(f"{value:g} {row.unit}".strip())
-    if row.key.endswith("endpoint"):
-        return Text(_USERINFO.sub("//***@", str(value)))
-    return Text(f"{value} {row.unit}".strip())
+    return Text(settings.shown(row, value)) if settings.shown(row, value) else Text("–", style="dim")

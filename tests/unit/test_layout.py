@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).resolve().parent.parent.parent / "paste_agent"
 #: it holds unless its modules are listed. A new module is entered here once, where it belongs.
 ORDER = [
     "paste_agent",
-    *("errors", "native", "log", "naming", "propagation", "probes", "raised", "error_rules", "on_import"),
+    *("errors", "wording", "native", "log", "naming", "propagation", "probes", "raised", "error_rules", "on_import"),
     *("recorder", "recorder.layout", "recorder.lock"),
     *("settings", "ini", "runtime_dir", "lease"),
     *("sampler", "inside", "recorder.writer", "recorder.reader", "transaction", "response", "spans", "trace_ids"),
@@ -25,7 +25,7 @@ ORDER = [
     *("kept", "log_files", "log_forwarding", "aggregate", "metrics", "inner_spans", "detail", "trace_writer"),
     *("postmortem", "ending"),
     *("store", "store.schema", "store.store", "store.log_rows", "store.retention", "store.opening"),
-    *("store.lookup", "store.inside_summary", "store.summary"),
+    *("store.lookup", "store.inside_summary", "store.summary", "store.trace_tree"),
     *("exporters", "exporters.resource", "exporters.otlp_encode", "exporters.otlp"),
     *("lead_logs", "lead", "leadership", "reporter", "lifecycle", "background", "api", "logs"),
     *("sql_summary", "sql", "statements"),
@@ -34,13 +34,13 @@ ORDER = [
     *("instrument.http_client", "instrument"),
     *("functions", "pauses", "layers"),
     "filter",
-    *("launch", "server", "demo", "cli"),
+    *("launch", "server", "demo", "dashboard", "cli"),
 ]
 
 #: Where a dependency may be imported at all, in functions too.
 HOMES = {
     "gunicorn": ["server"],
-    "webob": ["demo"],
+    "webob": ["demo", "dashboard"],
     "requests": ["exporters.otlp", "cli.demo_traffic"],
     "opentelemetry": ["exporters"],
     "google": ["exporters"],
