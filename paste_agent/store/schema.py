@@ -8,7 +8,7 @@ from paste_agent.errors import StoreError
 
 #: In SQLite's header, so that `file` and other programs tell a store from any other database.
 APPLICATION_ID = 0x50415341
-VERSION = 3
+VERSION = 4
 
 _V1 = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -66,8 +66,15 @@ CREATE INDEX logs_by_time ON logs (at_ns);
 CREATE INDEX logs_to_send ON logs (at_ns) WHERE sent = 0;
 """
 
+_V4 = """
+-- When which version of the application went out; s since the epoch.
+CREATE TABLE deployments (
+    at REAL NOT NULL, version TEXT NOT NULL, description TEXT NOT NULL, user TEXT NOT NULL);
+CREATE INDEX deployments_by_time ON deployments (at);
+"""
+
 #: By version: what makes the next one of it.
-_STEPS = {0: _V1, 1: _V2, 2: _V3}
+_STEPS = {0: _V1, 1: _V2, 2: _V3, 3: _V4}
 
 
 def refuse_foreign(connection: sqlite3.Connection, path: str, *, may_be_empty: bool) -> None:

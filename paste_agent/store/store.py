@@ -123,6 +123,23 @@ class Store:
             self._db.rollback()
             raise
 
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """All that is read inside sees one state of the store, whatever is committed meanwhile. May be nested."""
+        if self._db.in_transaction:
+            yield
+            return
+        self._db.execute("BEGIN")
+        try:
+            yield
+        finally:
+            self._db.rollback()
+
+    @property
+    def version(self) -> int:
+        """Of its tables: an older agent's, for who only looks at it, until its service has been upgraded."""
+        return schema.version_of(self._db)
+
     def query(self, sql: str, parameters: Sequence[object] = ()) -> list[tuple[Any, ...]]:
         """Rows of one statement that only reads. Raises sqlite3.Error."""
         return self._db.execute(sql, parameters).fetchall()

@@ -25,7 +25,7 @@ ORDER = [
     *("kept", "log_files", "log_forwarding", "aggregate", "metrics", "inner_spans", "detail", "trace_writer"),
     *("postmortem", "ending"),
     *("store", "store.schema", "store.store", "store.log_rows", "store.retention", "store.opening"),
-    *("store.lookup", "store.inside_summary", "store.summary", "store.trace_tree"),
+    *("store.lookup", "store.deployments", "store.history", "store.inside_summary", "store.summary", "store.trace_tree"),
     *("exporters", "exporters.resource", "exporters.otlp_encode", "exporters.otlp"),
     *("lead_logs", "lead", "leadership", "reporter", "lifecycle", "background", "api", "logs"),
     *("sql_summary", "sql", "statements"),
