@@ -503,6 +503,11 @@ def _effective(
     return row.default, "default"
 
 
+def read(key: str, place: str, text: str) -> object:
+    """The value of one key that another section has as well. place: for messages. Raises SettingError."""
+    return _read(TABLE[key], place, text, _as_it_is)
+
+
 def _read(row: Setting, place: str, text: str, convert: Callable[[str], str]) -> object:
     try:
         return row.read(convert(text))

@@ -7,7 +7,7 @@ import sys
 import click
 
 import paste_agent
-from paste_agent.cli import check, demo_traffic, postmortem, report, trace
+from paste_agent.cli import check, dashboard, demo_traffic, postmortem, report, trace
 from paste_agent.errors import AgentError
 
 
@@ -20,6 +20,7 @@ def group() -> None:
 group.add_command(report.command, "report")
 group.add_command(trace.command, "trace")
 group.add_command(postmortem.command, "postmortem")
+group.add_command(dashboard.command, "dashboard")
 group.add_command(check.command, "check")
 group.add_command(demo_traffic.command, "demo-traffic")
 

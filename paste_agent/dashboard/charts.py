@@ -131,7 +131,9 @@ def histogram(title: str, total: Total) -> Markup:
     ]  # fmt: skip
     told = ", ".join(f"{name} {duration(value)}" for name, value in percentiles)
     drawing = _svg(f"{title}: {total.count:,} in all, {told}", [*_grid(most, ticks, _count), *bars, *labels, *lines])
-    return tag("figure", tag("figcaption", tag("h3", title), tag("span", told, class_="legend")), drawing, class_="chart")
+    return tag(
+        "figure", tag("figcaption", tag("h3", title), tag("span", told, class_="legend")), drawing, class_="chart"
+    )
 
 
 def shares(parts: Sequence[tuple[str, float]], css: Callable[[str], str], told: str) -> Markup:
@@ -234,7 +236,9 @@ def _figure(
         ],
     }  # fmt: skip
     told = "; ".join(_in_words(line, form) for line in lines)
-    nothing = tag("text", "nothing in this span of time", x=WIDTH // 2, y=HEIGHT // 2, text_anchor="middle", class_="axis")
+    nothing = tag(
+        "text", "nothing in this span of time", x=WIDTH // 2, y=HEIGHT // 2, text_anchor="middle", class_="axis"
+    )
     picture = _svg(
         f"{title}. {told}",
         [*drawn, *_times(window), *_marks(window, marks), *([nothing] if empty else [])],
@@ -278,7 +282,16 @@ def _times(window: Window) -> list[Markup]:
         if _LEFT + 12 <= x <= WIDTH - 22:
             label = clock_text(at_s, form)
             drawn.append(
-                tag("text", label, x=x, y=HEIGHT - 5, text_anchor="middle", class_="axis", data_time=at_s, data_form=form)
+                tag(
+                    "text",
+                    label,
+                    x=x,
+                    y=HEIGHT - 5,
+                    text_anchor="middle",
+                    class_="axis",
+                    data_time=at_s,
+                    data_form=form,
+                )
             )
     return drawn
 

@@ -1,13 +1,13 @@
 """HTML and SVG as values. Whatever this module has not made is text, and is escaped: nobody can forget to.
 
-    tag("p", "5 < 6", class_="note") == '<p class="note">5 &lt; 6</p>'
+tag("p", "5 < 6", class_="note") == '<p class="note">5 &lt; 6</p>'
 """
 
 from __future__ import annotations
 
 import html
 from collections.abc import Iterable
-from typing import Union
+from typing import TypeAlias
 
 #: Elements that have no content. Source: HTML, void elements.
 _VOID = frozenset(("br", "col", "hr", "img", "input", "link", "meta"))
@@ -21,8 +21,8 @@ class Markup(str):
     __slots__ = ()
 
 
-Child = Union[None, str, int, float, Iterable["Child"]]
-Value = Union[None, bool, str, int, float]
+Child: TypeAlias = None | str | int | float | Iterable["Child"]
+Value: TypeAlias = None | bool | str | int | float
 NOTHING = Markup("")
 
 
@@ -37,7 +37,7 @@ def text(value: object) -> Markup:
     return Markup(html.escape(found))
 
 
-def tag(name: str, *children: Child, **attributes: Value) -> Markup:
+def tag(name: str, /, *children: Child, **attributes: Value) -> Markup:
     """An element. Of attributes, `_` stands for `-`, one at the end is left out: class_, data_chart.
 
     None and False leave an attribute out, True gives it no value. Scripts and styles have files of their own, which is
