@@ -137,7 +137,10 @@ def histogram(title: str, total: Total) -> Markup:
 
 
 def shares(parts: Sequence[tuple[str, float]], css: Callable[[str], str], told: str) -> Markup:
-    """A bar that is divided. parts: name and share, of 1; what is beyond the whole is cut off. told: the same in words."""
+    """A bar that is divided. parts: name and share, of 1; what is beyond the whole is cut off.
+
+    told: the same in words.
+    """
     rectangles: list[Markup] = []
     begin = 0.0
     for name, share in parts:

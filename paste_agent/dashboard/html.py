@@ -21,8 +21,8 @@ class Markup(str):
     __slots__ = ()
 
 
-Child: TypeAlias = None | str | int | float | Iterable["Child"]
-Value: TypeAlias = None | bool | str | int | float
+Child: TypeAlias = str | int | float | Iterable["Child"] | None
+Value: TypeAlias = bool | str | int | float | None
 NOTHING = Markup("")
 
 

@@ -1,4 +1,9 @@
-"""Several applications in one, by path: `[composite:site] use = egg:paste_agent#mount`, `/ = shop`, `/agent = dashboard`.
+"""Several applications in one, by path:
+
+    [composite:site]
+    use = egg:paste_agent#mount
+    / = shop
+    /dashboard = dashboard
 
 For an ini that has no other dispatcher: it knows paths and nothing else. The longest path that fits is taken.
 """

@@ -173,10 +173,12 @@ def _shut(request: Request) -> Response:
 
 def _ask(request: Request, status: int, wrong: str) -> Response:
     """The form that takes the token."""
+    query = _without_token(request)
+    field = tag("input", name="token", type="password", autocomplete="current-password", required=True)
     form = tag(
         "form",
-        tag("label", "Access token ", tag("input", name="token", type="password", autocomplete="current-password", required=True)),
-        tag("input", type="hidden", name="next", value=_path(request) + (f"?{_without_token(request)}" if _without_token(request) else "")),
+        tag("label", "Access token ", field),
+        tag("input", type="hidden", name="next", value=f"{_path(request)}?{query}" if query else _path(request)),
         tag("button", "Open"),
         action=f"{_prefix(request)}/login", method="post", class_="login",
     )  # fmt: skip
@@ -249,10 +251,7 @@ def _page(request: Request, source: Source, path: str) -> Response:
         with store.reading():
             service = source.service or store.meta("service.name") or "service"
             view = View(_prefix(request), path, query, span, store, source.settings, service)
-            if match is not None:
-                page = _NAMED[match](view, _name(path.removeprefix(match)))
-            else:
-                page = _PAGES[path](view)
+            page = _PAGES[path](view) if match is None else _NAMED[match](view, _name(path.removeprefix(match)))
             text = framed(view, page)
     except BadQuery as error:
         return _bad(request, error)

@@ -37,6 +37,11 @@ class IniArbiter(Arbiter):  # type: ignore[misc]  # gunicorn ships no types
         """Of the services as they are configured now: SIGHUP may change them."""
         return Witness(self.app.services, self.cfg.uid)
 
+    def start(self) -> None:
+        super().start()
+        for path in self.app.dashboards():
+            self.log.info("Dashboard at: %s", ", ".join(f"{listener}{path}/" for listener in self.LISTENERS))
+
     def reload(self) -> None:
         try:
             super().reload()

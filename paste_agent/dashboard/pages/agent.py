@@ -20,8 +20,8 @@ _NS = 1_000_000_000
 #: A lead reports every second; one that has not for so long does not run. s
 _SILENT_S = 30.0
 _COUNTERS = (
-    (metrics.RECORDS_DROPPED, "requests that could not be recorded", "Raise `ring_records`; see whether the host starves the workers."),
-    (metrics.SPANS_DROPPED, "spans that gave way to requests", "Raise `ring_records`; the requests were counted all the same."),
+    (metrics.RECORDS_DROPPED, "requests that could not be recorded", "Raise `ring_records`; does the host starve it?"),
+    (metrics.SPANS_DROPPED, "spans that gave way to requests", "Raise `ring_records`; the requests were all counted."),
     (metrics.INTERNAL_ERRORS, "faults of the agent", "The log has a WARNING that names each; please report it."),
     (metrics.EXPORT_FAILED, "items that a collector did not take", "`paste-agent check` shows what it answers."),
 )  # fmt: skip
@@ -136,7 +136,8 @@ def _settings(found: settings.Settings | None) -> Markup:
             unset += 1
             continue
         rows.append([
-            tag("code", row.key), one_line(value, 200), tag("span", origin, class_="dim" if origin == "default" else None),
+            tag("code", row.key), one_line(value, 200),
+            tag("span", origin, class_="dim" if origin == "default" else None),
             tag("small", row.help),
         ])  # fmt: skip
     columns = (

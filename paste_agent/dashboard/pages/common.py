@@ -214,3 +214,14 @@ def place_of(code: Mapping[str, object] | None) -> str:
 
 def more_note(shown: int, count: int, word: str) -> Child:
     return tag("p", f"The first {shown:,} of {many(count, word)}.", class_="note") if count > shown else None
+
+
+def key_label(css: str, text: str) -> Markup:
+    """What a colour stands for."""
+    return tag("span", tag("i", class_=f"key {css}", aria_hidden="true"), text, class_="key-label")
+
+
+def parts_legend(names: Iterable[str]) -> Child:
+    """Which colour is which part, below what is told by colours; None where nothing is."""
+    keys = [key_label(css_of_part(name), label_of_part(name)) for name in names]
+    return tag("p", keys, class_="note") if keys else None

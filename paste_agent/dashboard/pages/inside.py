@@ -126,7 +126,7 @@ def queries(view: View) -> Page:
     if not found and not worth:
         nothing = empty(
             "No query was seen in this span of time.",
-            "Those of the databases and caches that the agent knows appear here by themselves; docs/inside.md lists them.",
+            "Those of the databases and caches that the agent knows appear here by themselves.",
         )
         return Page("Queries", nothing, "/queries")
     over_time = view.points(DATABASE_DURATION, by="db.system.name")
@@ -187,7 +187,10 @@ def _queries_table(view: View, found: Sequence[Mapping[str, Any]], sort: str) ->
     for one in sorted(found, key=_SORTS[sort])[:_ROWS]:
         where = " ".join(str(word) for word in (one["system"], one["namespace"]) if word)
         rows.append([
-            join((tag("code", one_line(one["name"], 200)), tag("small", one_line(where, 80), class_="dim below") if where else None)),
+            join((
+                tag("code", one_line(one["name"], 200)),
+                tag("small", one_line(where, 80), class_="dim below") if where else None,
+            )),
             f"{one['count']:,}", rate_text(one["count"], view.seconds), error_cell(one["errors"], one["count"]),
             duration_cell(one["p50_s"]), duration_cell(one["p95_s"]), duration_cell(one["max_s"]),
             share_cell(one["share"]),
@@ -231,7 +234,8 @@ def calls(view: View) -> Page:
             latency_chart(view, by_type[None], "Time of a call"),
             errors_chart(view, by_type),
         ),
-        section("Services", table("Services", _columns("service"), rows, sorted_by=sort, link=lambda key: view.again(sort=key)),
+        section("Services", table(
+                    "Services", _columns("service"), rows, sorted_by=sort, link=lambda key: view.again(sort=key)),
                 more_note(_ROWS, len(found), "service")),
     )  # fmt: skip
     return Page("Calls to other services", join(body), "/calls")
@@ -269,7 +273,9 @@ def layers(view: View) -> Page:
         Column("share of time", css="bar-cell"), Column("time to load"),
     )  # fmt: skip
     body = (
-        charts(stacked_chart("Time by layer, s a second", view.window, lines, number_form, marks=view.marks)) if lines else None,
+        charts(stacked_chart("Time by layer, s a second", view.window, lines, number_form, marks=view.marks))
+        if lines
+        else None,
         section("Layers, each by itself", table("Layers", columns, rows),
                 note="What a layer takes without those below it. The last one is the application."),
     )  # fmt: skip

@@ -10,7 +10,14 @@ from paste_agent.dashboard import finding
 from paste_agent.dashboard.charts import shares, timeline
 from paste_agent.dashboard.finding import Filter
 from paste_agent.dashboard.html import Child, Markup, join, tag
-from paste_agent.dashboard.pages.common import css_of_part, label_of_part, place_of, traces_table
+from paste_agent.dashboard.pages.common import (
+    css_of_part,
+    key_label,
+    label_of_part,
+    parts_legend,
+    place_of,
+    traces_table,
+)
 from paste_agent.dashboard.query import BadQuery
 from paste_agent.dashboard.view import (
     IDENTITY,
@@ -105,6 +112,7 @@ def _filter(view: View, why: str, order: str) -> Markup:
         tag("input", type="hidden", name=name, value=value) for name, value in query.fields.items() if name not in own
     ]
     options = [tag("option", word or "for any reason", value=word, selected=word == why) for word in ("", *_WHYS)]
+    orders = [tag("option", word, value=word, selected=word == order) for word in ("newest", "slowest")]
     return tag(
         "form",
         hidden,
@@ -112,10 +120,7 @@ def _filter(view: View, why: str, order: str) -> Markup:
         tag("label", "took at least ", tag("input", name="slower", value=query.text("slower") or "", size=5), " s"),
         tag("label", "kept ", tag("select", options, name="why")),
         tag("label", tag("input", name="failed", type="checkbox", value="1", checked=query.flag("failed")), " failed"),
-        tag(
-            "label", "order ",
-            tag("select", [tag("option", word, value=word, selected=word == order) for word in ("newest", "slowest")], name="order"),
-        ),
+        tag("label", "order ", tag("select", orders, name="order")),
         tag("button", "Filter"),
         action=view.prefix + "/traces", method="get", class_="filter",
     )  # fmt: skip
@@ -191,18 +196,20 @@ def _waterfall(view: View, roots: Sequence[Node]) -> Markup:
                 lines.append(_line(view, node, depth, scale))
             else:
                 more += 1
+    ends = ("0", tag("span", duration(whole.length_ns / _NS), class_="right"))
+    axis: Child = "each tree from its own beginning" if apart else ends
     head = tag(
         "tr", tag("th", "span", scope="col"), tag("th", "took", scope="col", class_="n"),
         tag("th", "own", scope="col", class_="n"),
-        tag("th", "each tree from its own beginning" if apart else ["0", tag("span", duration(whole.length_ns / _NS), class_="right")], scope="col", class_="time"),
+        tag("th", axis, scope="col", class_="time"),
     )  # fmt: skip
     whole_table = tag(
         "table", tag("caption", "Spans", class_="hidden"), tag("thead", head), tag("tbody", lines), class_="waterfall"
     )
     note = tag("p", f"{many(more, 'span')} more; `paste-agent trace --json` has them.", class_="note") if more else None
-    return tag(
-        "div", whole_table, note, class_="table", tabindex="0", role="region", aria_label="Waterfall of the spans"
-    )
+    scrolled = tag("div", whole_table, class_="table", tabindex="0", role="region", aria_label="Waterfall of the spans")
+    seen = {node.category for node in all_of(roots)}
+    return join((scrolled, note, parts_legend([name for name in SHARED if name in seen])))
 
 
 def _in_order(root: Node) -> Iterator[tuple[Node, int]]:
@@ -374,10 +381,8 @@ def _spent(row: TraceRow, detail: Mapping[str, Any]) -> Child:
     found.append((OWN, max(0.0, 1.0 - sum(share for _, share in found))))
     told = ", ".join(f"{label_of_part(name)} {share_text(share)}" for name, share in found if share > 0)
     keys = [
-        tag("span", tag("i", class_=f"key {css_of_part(name)}", aria_hidden="true"), f"{label_of_part(name)} {share_text(share)}", class_="key-label")
-        for name, share in found
-        if share > 0
-    ]  # fmt: skip
+        key_label(css_of_part(name), f"{label_of_part(name)} {share_text(share)}") for name, share in found if share > 0
+    ]
     return tag(
         "div", tag("h3", "What its time was spent on"), shares(found, css_of_part, told), tag("p", keys), class_="block"
     )

@@ -23,6 +23,7 @@ from paste_agent.dashboard.pages.common import (
     latency_cells,
     latency_chart,
     more_note,
+    parts_legend,
     place_of,
     share_cell,
     spent_chart,
@@ -116,7 +117,9 @@ def transactions(view: View) -> Page:
         rows = rows_of(series, metric)
         shown = [row for row in rows if wanted is None or wanted.lower() in row.name.lower()]
         if shown:
-            body.append(section(title, _table(view, title, shown, rows, sort, spent)))
+            parts = [name for name in SHARED if any(name in entry["parts"] for entry in spent.values())]
+            legend = parts_legend([*parts, OWN]) if parts and metric == REQUEST_DURATION else None
+            body.append(section(title, _table(view, title, shown, rows, sort, spent), legend))
             body.append(more_note(_ROWS, len(shown), "transaction"))
     if len(body) == 1:
         cure = "Send the service a request, or choose a longer span of time above."
@@ -362,5 +365,5 @@ def _queries(view: View, kept: tuple[Sequence[TraceRow], Sequence[TraceRow]]) ->
     return section(
         "Queries",
         table("Queries of its kept traces", columns, cells),
-        note=f"Of the {len(rows)} traces above and like them.",
+        note="Of its slowest and its failed kept traces.",
     )

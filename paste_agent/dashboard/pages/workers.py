@@ -189,7 +189,7 @@ def postmortem(view: View, name: str) -> Page:
     account = of_summary(row.id, row.at, row.reason, row.summary)
     who = f"Worker {account.worker}" if account.worker else "A process"
     body: list[Child] = [
-        tag("p", tag("strong", f"{who} (pid {account.pid}) was lost, {one_line(account.headline, 300)}."), class_="bad"),
+        tag("p", tag("strong", f"{who} (pid {account.pid}) was lost, {one_line(account.headline)}."), class_="bad"),
         figures(
             ("when", time_tag(row.at), ""),
             ("reason", one_line(row.reason.replace("_", " "), 40), ""),
@@ -197,7 +197,7 @@ def postmortem(view: View, name: str) -> Page:
             ("requests served", f"{account.requests_served:,}", ""),
             ("memory, last report", bytes_text(account.memory_bytes), ""),
         ),
-        section("Evidence", tag("ul", [tag("li", one_line(said, 300)) for said in account.evidence] or [tag("li", "none")])),
+        section("Evidence", tag("ul", [tag("li", one_line(said, 300)) for said in account.evidence or ["none"]])),
         _in_flight(view, account),
     ]  # fmt: skip
     if account.stack:
@@ -224,7 +224,9 @@ def _in_flight(view: View, account: Postmortem) -> Markup:
             tag(
                 "div", tag("h3", one_line(what, 300)),
                 tag("dl", [tag("div", tag("dt", key), tag("dd", value)) for key, value in facts], class_="facts"),
-                tag("pre", lost.stack, tabindex="0") if lost.stack else tag("p", "No stack was taken: it was too young.", class_="dim"),
+                tag("pre", lost.stack, tabindex="0")
+                if lost.stack
+                else tag("p", "No stack was taken: it was too young.", class_="dim"),
                 class_="block",
             )
         )  # fmt: skip
