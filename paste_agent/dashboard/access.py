@@ -84,17 +84,14 @@ def names_this_host(header: str) -> bool:
     return match is not None and is_loopback(match[1] or match[2] or "")
 
 
-def is_own_origin(origin: str | None, scheme: str, host: str) -> bool:
+def is_own_origin(origin: str | None, host: str) -> bool:
     """Whether a form was sent from a page of ours. Who sends no Origin is no browser, and follows no foreign form.
 
-    Behind a proxy the scheme may be another one here than there.
+    host: of the request. Its scheme is not looked at: behind a proxy it may be another one here than there.
     """
     if origin is None:
         return True
-    found = origin.lower().partition("://")
-    return bool(host) and found[0] in ("http", "https") and found[2] == _without_port(host.lower(), found[0])
-
-
-def _without_port(host: str, scheme: str) -> str:
-    """A browser leaves the port of the scheme out of an origin; a proxy may have put it into the Host."""
-    return host.removesuffix(":443" if scheme == "https" else ":80")
+    scheme, _, found = origin.lower().partition("://")
+    # A browser leaves the port of the scheme out of an origin; a proxy may have put it into the Host.
+    port = {"http": ":80", "https": ":443"}.get(scheme)
+    return bool(host) and port is not None and found == host.lower().removesuffix(port)

@@ -161,14 +161,16 @@ def _admit(request: Request, guard: Access) -> Response | None:
 
 
 def _shut(request: Request) -> Response:
-    example = "[filter:agent]\naccess_token = …    # at least 16 characters, such as `openssl rand -hex 20` prints\n"
     body = empty(
         "This dashboard is shut.",
         "It shows paths, queries and errors of the service, and behind a proxy every address looks like this host's: so"
-        " it opens with a token alone. Set one in the ini, reload the service, and come back:",
+        " it opens with a token alone. Make one of 16 characters or more, for instance with ",
+        tag("code", "openssl rand -hex 20"),
+        ", put it into the ini, and reload the service:",
     )
+    example = tag("pre", "[app:dashboard]\nuse = egg:paste_agent#dashboard\naccess_token = THE TOKEN", tabindex="0")
     command = tag("p", "Or look at it from the host itself: ", tag("code", "paste-agent dashboard production.ini"))
-    return _plain(request, 403, "Dashboard", (body, tag("pre", example, tabindex="0"), command))
+    return _plain(request, 403, "Dashboard", (body, example, command))
 
 
 def _ask(request: Request, status: int, wrong: str) -> Response:
@@ -197,9 +199,7 @@ def _without_token(request: Request) -> str:
 
 def _log_in(request: Request, guard: Access) -> Response:
     """The token by a form. Another site's form is refused: it could have its visitor look at what that site chose."""
-    if not access.is_own_origin(
-        request.environ.get("HTTP_ORIGIN"), request.scheme, request.environ.get("HTTP_HOST", "")
-    ):
+    if not access.is_own_origin(request.environ.get("HTTP_ORIGIN"), request.environ.get("HTTP_HOST", "")):
         return _plain(
             request, 403, "Dashboard", empty("This form was sent by another site.", "Open the dashboard itself.")
         )
