@@ -43,7 +43,7 @@ class Dashboard:
 
         from paste_agent.dashboard import site
 
-        environ[ROUTE_KEY] = f"dashboard:{site.route_of(str(environ.get('PATH_INFO') or '/'))}"
+        environ[ROUTE_KEY] = f"/paste-agent{site.route_of(str(environ.get('PATH_INFO') or '/'))}"
         name = self.settings.service_name if self.settings is not None else ""
         response: Any = site.answer(Request(environ), site.Source(self.store, self.settings, name), self.guard)
         if response.status_int == 303:

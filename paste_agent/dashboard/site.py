@@ -81,7 +81,7 @@ def route_of(path: str) -> str:
     for beginning in (*_NAMED, "/static/"):
         if path.startswith(beginning):
             return f"{beginning}{{name}}"
-    return "unknown"
+    return "/{unknown}"
 
 
 def answer(request: Request, source: Source, guard: Access) -> Response:

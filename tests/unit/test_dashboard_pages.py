@@ -180,7 +180,8 @@ def test_pages_of_a_service_that_was_measured(tmp_path: Path) -> None:
     assert "runtime_dir" in site.get("/agent").text
     traces = [link for link in site.get("/traces").links() if link.startswith("/trace/")]
     assert len(traces) == 5  # and the one that its worker died over
-    assert "GET /items/{id}" in site.get(traces[-1]).text
+    headings = [site.get(link).all("h2")[0].text for link in traces]
+    assert sorted(headings) == ["GET", *["GET /items/{id}"] * 3, "GET /old"]
 
 
 def test_every_link_of_every_page_leads_somewhere(site: Browser) -> None:
