@@ -62,6 +62,11 @@ def join(children: Iterable[Child], between: Child = NOTHING) -> Markup:
     return Markup(_markup(between).join(_markup(child) for child in children if child is not None))
 
 
+def prose(words: str) -> Markup:
+    """Our own words, in which `backticks` stand around what is code."""
+    return join(tag("code", piece) if place % 2 else piece for place, piece in enumerate(words.split("`")))
+
+
 def _markup(child: Child) -> Markup:
     if isinstance(child, Markup):
         return child

@@ -256,10 +256,9 @@ def _page(request: Request, source: Source, path: str) -> Response:
     except BadQuery as error:
         return _bad(request, error)
     except READ_ERRORS as error:
-        logger.warning(
-            "dashboard: %s: cannot be read: %s", store.path, error, exc_info=not isinstance(error, Exception)
-        )
-        what = empty("The store cannot be read just now.", f"{type(error).__name__}: {error}. Try again in a moment.")
+        logger.warning("dashboard: %s: cannot be read: %s", store.path, error)
+        told = tag("span", f"{type(error).__name__}: {error}. Try again in a moment.")
+        what = empty("The store cannot be read just now.", told)
         return _plain(request, 503, "Dashboard", what)
     finally:
         store.close()
@@ -285,7 +284,7 @@ def _without_store(request: Request, source: Source, error: StoreError) -> Respo
             f"Nothing was measured yet of {name}.", "Start it and send it a request; then load this page again."
         )
         return _plain(request, 200, "Dashboard", (what, tag("p", str(error), class_="dim mono")))
-    return _plain(request, 503, "Dashboard", empty("The store cannot be opened.", str(error)))
+    return _plain(request, 503, "Dashboard", empty("The store cannot be opened.", tag("span", str(error))))
 
 
 def _static(request: Request, name: str) -> Response:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from paste_agent.aggregate import Total
 from paste_agent.dashboard.charts import Mark, clock_text
-from paste_agent.dashboard.html import Child, Markup, join, tag
+from paste_agent.dashboard.html import Child, Markup, join, prose, tag
 from paste_agent.dashboard.query import RANGES, Query, Span, url_of
 from paste_agent.settings import Settings
 from paste_agent.store import deployments, history
@@ -107,6 +107,8 @@ def time_tag(at_s: float, form: str = "full") -> Markup:
 
 
 def section(title: str, *body: Child, note: Child = None, id: str | None = None) -> Markup:
+    if isinstance(note, str):
+        note = note if isinstance(note, Markup) else prose(note)
     return tag("section", tag("h2", title), tag("p", note, class_="note") if note is not None else None, *body, id=id)
 
 
@@ -115,8 +117,9 @@ def charts(*figures: Child) -> Markup:
 
 
 def empty(what: str, *cure: Child) -> Markup:
-    """Where nothing is: what is missing, and what to do about it."""
-    return tag("div", tag("p", tag("strong", what)), tag("p", *cure) if cure else None, class_="empty")
+    """Where nothing is: what is missing, and what to do about it, in our own words (see html.prose)."""
+    told = [prose(words) if isinstance(words, str) and not isinstance(words, Markup) else words for words in cure]
+    return tag("div", tag("p", tag("strong", what)), tag("p", *told) if told else None, class_="empty")
 
 
 def figures(*pairs: tuple[str, Child, str]) -> Markup:

@@ -289,7 +289,7 @@ def test_settings_are_shown_and_secrets_are_not(tmp_path: Path, store: Store) ->
     assert "x-api-key=***" in page.text
     assert "hunter2" not in page.html
     assert "traces, metrics, logs" in page.text
-    assert "Raise `ring_records`" in page.text
+    assert "Raise ring_records" in page.text
 
 
 # -- where nothing is ----------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import paste_agent
 from paste_agent import metrics, settings
 from paste_agent.aggregate import REPORT_DURATION
-from paste_agent.dashboard.html import Child, Markup, join, tag
+from paste_agent.dashboard.html import Child, Markup, join, prose, tag
 from paste_agent.dashboard.pages.common import counted, latency_chart, throughput_chart
 from paste_agent.dashboard.view import Column, Page, View, charts, empty, figures, section, table, time_tag
 from paste_agent.store.store import REFUSED, RUNNING, WAITING
@@ -35,7 +35,7 @@ def agent(view: View) -> Page:
         _losses(view.store.counters()),
         charts(
             latency_chart(view, over_time, "Time of a round of reporting"),
-            throughput_chart(view, over_time, "Rounds of reporting"),
+            throughput_chart(view, over_time, "Rounds of reporting", "rounds"),
         ),
         _waiting(view),
         _settings(view.settings),
@@ -83,7 +83,7 @@ def _losses(counters: Mapping[tuple[str, str], int]) -> Markup:
             join((what, tag("small", name, class_="dim below mono"))),
             tag("span", f"{count:,}", class_="warn" if count else "dim"),
             one_line("; ".join(reasons), 300) if reasons else tag("span", "–", class_="dim"),
-            cure if count else tag("span", "–", class_="dim"),
+            prose(cure) if count else tag("span", "–", class_="dim"),
         ])  # fmt: skip
     columns = (
         Column("what was lost, since the store was made", numeric=False, css="wide"), Column("count"),
@@ -105,7 +105,7 @@ def _waiting(view: View) -> Markup:
     configured = view.settings
     signals = () if configured is None else tuple(name for name in settings.SIGNALS if configured.target(name))
     if configured is not None and not signals:
-        return section("Export", tag("p", "No `endpoint` is set: measurements stay in the store."))
+        return section("Export", tag("p", prose("No `endpoint` is set: measurements stay in the store.")))
     rows = view.store.query(
         "SELECT count(*), min(written_at) FROM traces WHERE sent = ? AND detail IS NOT NULL", (WAITING,)
     )
@@ -138,7 +138,7 @@ def _settings(found: settings.Settings | None) -> Markup:
         rows.append([
             tag("code", row.key), one_line(value, 200),
             tag("span", origin, class_="dim" if origin == "default" else None),
-            tag("small", row.help),
+            tag("small", prose(row.help)),
         ])  # fmt: skip
     columns = (
         Column("setting", numeric=False), Column("value", numeric=False), Column("from", numeric=False),

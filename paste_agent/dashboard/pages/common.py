@@ -76,10 +76,8 @@ def number_form(value: float) -> str:
 # -- charts --------------------------------------------------------------------------------------------------------
 
 
-def throughput_chart(view: View, totals: Sequence[Total], title: str = "Throughput") -> Markup:
-    return line_chart(
-        title, view.window, [Line("requests", per_second(view, totals), "c0")], rate_form, marks=view.marks
-    )
+def throughput_chart(view: View, totals: Sequence[Total], title: str = "Throughput", label: str = "requests") -> Markup:
+    return line_chart(title, view.window, [Line(label, per_second(view, totals), "c0")], rate_form, marks=view.marks)
 
 
 def latency_chart(view: View, totals: Sequence[Total], title: str = "Response time") -> Markup:
@@ -186,7 +184,7 @@ def trace_cells(view: View, row: TraceRow) -> list[Child]:
     message = exception.get("message") if isinstance(exception, dict) else None
     error = row.attributes.get("error.type")
     what: list[Child] = [transaction_link(view, row.attributes)]
-    if path:
+    if path and path != row.attributes.get("http.route"):
         what.append(tag("small", one_line(path, 120), class_="dim below"))
     if error is not None and not str(error).isdecimal():
         what.append(tag("small", one_line(f"{error}: {message}" if message else error, 200), class_="bad below"))

@@ -24,9 +24,7 @@ from paste_agent.dashboard.pages.common import (
     latency_chart,
     more_note,
     number_form,
-    per_second,
     place_of,
-    rate_form,
     share_cell,
     throughput_chart,
 )
@@ -137,7 +135,7 @@ def queries(view: View) -> Page:
     ]
     body: list[Child] = [
         charts(
-            throughput_of(view, whole, "Queries", "queries"),
+            throughput_chart(view, whole, "Queries", "queries"),
             latency_chart(view, whole, "Time of a query"),
             stacked_chart("Time spent, s a second", view.window, systems, number_form, marks=view.marks),
         )
@@ -151,10 +149,6 @@ def queries(view: View) -> Page:
             body.append(section(title, _findings_table(view, title, chosen[:_ROWS]), note=note))
     body.append(section("All queries", _queries_table(view, found, sort), more_note(_ROWS, len(found), "query kind")))
     return Page("Queries", join(body), "/queries")
-
-
-def throughput_of(view: View, totals: Sequence[Any], title: str, label: str) -> Markup:
-    return line_chart(title, view.window, [Line(label, per_second(view, totals), "c0")], rate_form, marks=view.marks)
 
 
 def _ranked(over_time: Mapping[str | None, Sequence[Any]]) -> list[tuple[str, Sequence[Any]]]:
@@ -230,7 +224,7 @@ def calls(view: View) -> Page:
         ])  # fmt: skip
     body = (
         charts(
-            throughput_chart(view, by_type[None], "Calls"),
+            throughput_chart(view, by_type[None], "Calls", "calls"),
             latency_chart(view, by_type[None], "Time of a call"),
             errors_chart(view, by_type),
         ),
@@ -277,6 +271,6 @@ def layers(view: View) -> Page:
         if lines
         else None,
         section("Layers, each by itself", table("Layers", columns, rows),
-                note="What a layer takes without those below it. The last one is the application."),
+                note="What each takes without those below it; beside filters also the applications themselves."),
     )  # fmt: skip
     return Page("Layers of the pipeline", join(body), "/layers")

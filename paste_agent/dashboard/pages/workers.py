@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from paste_agent.aggregate import BOOT_DURATION, REQUEST_DURATION, WORKER_LOST
 from paste_agent.dashboard.charts import Line, line_chart, share_bar
 from paste_agent.dashboard.html import Child, Markup, join, tag
-from paste_agent.dashboard.pages.common import busy_seconds, counted, latency_chart, number_form
+from paste_agent.dashboard.now import doing
+from paste_agent.dashboard.pages.common import busy_seconds, counted, latency_chart, more_note, number_form
 from paste_agent.dashboard.view import (
     Column,
     Page,
@@ -22,6 +23,7 @@ from paste_agent.dashboard.view import (
     time_tag,
 )
 from paste_agent.metrics import WORKER_RECYCLED
+from paste_agent.naming import readable
 from paste_agent.postmortem import Lost, Postmortem, of_summary, short_id
 from paste_agent.recorder.layout import (
     W_CONCURRENCY,
@@ -39,6 +41,7 @@ from paste_agent.wording import age_text, bytes_text, duration, many, one_line, 
 _NS = 1_000_000_000
 _ENDED_SHOWN = 20
 _LOST_SHOWN = 50
+_NOW_SHOWN = 50
 _ID = re.compile(r"[0-9A-Za-z_.-]{1,100}")
 #: A row that was not written for so long belongs to a service that does not run. s
 _STALE_S = 30.0
@@ -54,6 +57,7 @@ def workers(view: View) -> Page:
         body.append(_running(view, running))
     else:
         body.append(empty("No worker serves.", "Start the service; a worker appears here with its first request."))
+    body.append(_now(view, {row.id: row for row in rows}))
     body.append(_charts(view))
     body.append(_lost(view, lost))
     if ended:
@@ -106,6 +110,43 @@ def _running(view: View, running: Sequence[RecorderRow]) -> Markup:
         else None
     )
     return section("Serving", table("Workers that serve", columns, cells), note=note)
+
+
+def _now(view: View, rows: Mapping[str, RecorderRow]) -> Child:
+    """What is in flight at this moment, from the processes' own recorders."""
+    if view.settings is None:
+        return None  # of a store alone nobody knows where they are
+    found, why_not = doing(view.settings)
+    if why_not:
+        return section("Now", tag("p", f"Not known: {why_not}.", class_="dim"))
+    if not found:
+        return section("Now", tag("p", "Nothing is in flight.", class_="dim"))
+    cells: list[list[Child]] = []
+    for one in found[:_NOW_SHOWN]:
+        request = one.request
+        row = rows.get(one.recorder)
+        path = readable(request.path) if request.is_request else request.path
+        what: list[Child] = [one_line(f"{request.method if request.is_request else 'task'} {path}", 200)]
+        if request.route and request.route != path:
+            what.append(tag("small", one_line(request.route, 120), class_="dim below"))
+        if request.stack:
+            when = "" if one.stack_age_s is None else f", {duration(one.stack_age_s)} ago"
+            stack = tag("pre", request.stack, tabindex="0")
+            what.append(tag("details", tag("summary", f"stack{when}"), stack))
+        elif request.answered_ns:
+            what.append(tag("small", "answered", class_="dim below"))
+        slow = one.age_s >= view.settings.slow_request_s
+        cells.append([
+            str(row.worker) if row is not None and row.worker else "–", str(one.pid),
+            tag("span", duration(one.age_s), class_="warn" if slow else None), join(what),
+            tag("code", one_line(request.span, 200)) if request.span else tag("span", "–", class_="dim"),
+        ])  # fmt: skip
+    columns = (
+        Column("worker"), Column("pid"), Column("for"), Column("request", numeric=False, css="wide"),
+        Column("in", numeric=False, css="wide"),
+    )  # fmt: skip
+    more = more_note(_NOW_SHOWN, len(found), "request")
+    return section("Now", table("In flight now", columns, cells), more)
 
 
 def _charts(view: View) -> Markup:
