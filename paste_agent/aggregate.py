@@ -96,12 +96,12 @@ class Total:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Total):
             return NotImplemented
-        return all(getattr(self, name) == getattr(other, name) for name in self.__slots__)
+        return all(getattr(self, name) == getattr(other, name) for name in Total.__slots__)
 
     __hash__ = None  # type: ignore[assignment]  # it changes
 
     def __repr__(self) -> str:
-        return f"Total({', '.join(f'{name}={getattr(self, name)!r}' for name in self.__slots__)})"
+        return f"Total({', '.join(f'{name}={getattr(self, name)!r}' for name in Total.__slots__)})"
 
     def add(self, other: Total) -> None:
         self.count += other.count

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from paste_agent.kept import TraceRow
-from paste_agent.store.store import _TRACE_COLUMNS, Store, _object, _trace_row
+from paste_agent.store.store import TRACE_COLUMNS, Store, json_object, trace_row
 
 _MAX_NS = (1 << 63) - 1
 _ID_DIGITS = 32
@@ -24,7 +24,7 @@ def trace_ids(store: Store, beginning: str) -> list[str]:
     """Ids of kept traces that begin so, as hexadecimal digits; two at the most. [] where `beginning` is no digits."""
     if not beginning or len(beginning) > _ID_DIGITS or not set(beginning.lower()) <= set("0123456789abcdef"):
         return []
-    rows = store._db.execute(
+    rows = store.query(
         "SELECT DISTINCT trace_id FROM traces WHERE trace_id BETWEEN ? AND ? LIMIT 2",
         (bytes.fromhex(beginning.ljust(_ID_DIGITS, "0")), bytes.fromhex(beginning.ljust(_ID_DIGITS, "f"))),
     )
@@ -33,11 +33,11 @@ def trace_ids(store: Store, beginning: str) -> list[str]:
 
 def transactions_of(store: Store, trace_id: str, limit: int) -> list[TraceRow]:
     """The kept transactions of a trace, in the order in which they began; `limit` at the most."""
-    rows = store._db.execute(
-        f"SELECT {_TRACE_COLUMNS} FROM traces WHERE trace_id = ? ORDER BY started_at_ns, span_id LIMIT ?",
+    rows = store.query(
+        f"SELECT {TRACE_COLUMNS} FROM traces WHERE trace_id = ? ORDER BY started_at_ns, span_id LIMIT ?",
         (bytes.fromhex(trace_id), limit),
     )
-    return [_trace_row(row) for row in rows]
+    return [trace_row(row) for row in rows]
 
 
 def digests(
@@ -49,20 +49,20 @@ def digests(
     """
     # A detail may be 100 KB, most of it spans, and few have the part: looking for its key is cheaper than reading it as
     # JSON, and a value cannot look like a key, since its quotes are escaped.
-    detail = _DIGEST if _knows_json(store) else "detail"
-    columns = _TRACE_COLUMNS.removesuffix("detail") + detail
-    rows = store._db.execute(
+    detail = _DIGEST if knows_json(store) else "detail"
+    columns = TRACE_COLUMNS.removesuffix("detail") + detail
+    rows = store.query(
         f"SELECT {columns} FROM traces WHERE started_at_ns >= ? AND started_at_ns < ?"
         " AND (instr(detail, ?) OR (? AND failed)) ORDER BY started_at_ns DESC LIMIT ?",
         (int(start_s * 1e9), min(int(end_s * 1e9), _MAX_NS), f'"{part}": ', or_failed, limit),
     )
-    return [_trace_row((*row[:-1], None))._replace(detail=_digest(row[-1])) for row in rows]
+    return [trace_row((*row[:-1], None))._replace(detail=_digest(row[-1])) for row in rows]
 
 
-def _knows_json(store: Store) -> bool:
+def knows_json(store: Store) -> bool:
     """Whether SQLite was built with its functions for JSON; nearly all are."""
     try:
-        store._db.execute("SELECT json_valid('{}')")
+        store.query("SELECT json_valid('{}')")
     except sqlite3.OperationalError:
         return False
     return True
@@ -85,9 +85,9 @@ def times_seen(
 
     Of the rollups that begin in [start_s, end_s); s since the epoch, as exact as the rollups are wide.
     """
-    rows = store._db.execute(
+    rows = store.query(
         "SELECT attributes, min(start), max(start) FROM rollups JOIN series ON series.id = series"
         " WHERE metric = ? AND start >= ? AND start < ? GROUP BY series.id",
         (metric, start_s, end_s),
     )
-    return [(_object(attributes), float(first), float(last)) for attributes, first, last in rows]
+    return [(json_object(attributes), float(first), float(last)) for attributes, first, last in rows]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 
 from paste_agent.aggregate import SLOT_S
+from paste_agent.store import copies
 from paste_agent.store.log_rows import forget_logs
 from paste_agent.store.store import ENDED, LOST, Store, add_total, total_of
 
@@ -22,6 +23,8 @@ _POSTMORTEMS_KEPT = 500
 
 def tidy(store: Store, now_s: float, retention_days: float, max_bytes: int) -> None:
     """One round of everything. Cheap where there is nothing to do. Raises sqlite3.Error."""
+    with store.transaction() as db:
+        copies.forget(db, now_s)  # before rows age that they were made of
     for width, wider, after_s in _STEPS:
         while _age(store, width, wider, now_s - after_s):
             pass
@@ -39,7 +42,8 @@ def tidy(store: Store, now_s: float, retention_days: float, max_bytes: int) -> N
             " (SELECT id FROM recorders WHERE state IN (?, ?) ORDER BY seen_at DESC LIMIT ?)",
             (ENDED, LOST, ENDED, LOST, _ENDED_KEPT),
         )
-    _shrink(store, max_bytes)
+    copies.update(store, now_s)
+    _shrink(store, now_s, max_bytes)
 
 
 def _age(store: Store, width: int, wider: int, before_s: float) -> bool:
@@ -66,8 +70,11 @@ def _used_bytes(db: sqlite3.Connection) -> int:
     return int((pages - free) * size)
 
 
-def _shrink(store: Store, max_bytes: int) -> None:
-    """Beyond `max_bytes` the oldest logs go first, then traces, post-mortems, rollups. Totals stay: they are exact."""
+def _shrink(store: Store, now_s: float, max_bytes: int) -> None:
+    """Beyond `max_bytes` the oldest logs go first, then traces, post-mortems, rollups. Totals stay: they are exact.
+
+    With the rollups go the copies that were made of them.
+    """
     for table, order in (("logs", "at_ns"), ("traces", "started_at_ns"), ("postmortems", "at"), ("rollups", "start")):
         while True:
             with store.transaction() as db:
@@ -78,3 +85,5 @@ def _shrink(store: Store, max_bytes: int) -> None:
                     break
                 oldest = f"SELECT {order} FROM {table} ORDER BY {order} LIMIT {max(1, count // 10)}"
                 db.execute(f"DELETE FROM {table} WHERE {order} <= (SELECT max({order}) FROM ({oldest}))")
+                if table == "rollups":
+                    copies.forget(db, now_s)

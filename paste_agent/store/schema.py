@@ -67,6 +67,26 @@ CREATE INDEX logs_to_send ON logs (at_ns) WHERE sent = 0;
 """
 
 _V4 = """
+-- Sums of rollups over wider slots, for long spans of time: see copies. They can be made again at any time.
+-- series: negative ones are groups of them.
+CREATE TABLE copies (
+    width INTEGER NOT NULL, start INTEGER NOT NULL, series INTEGER NOT NULL,
+    count INTEGER NOT NULL, sum_ns INTEGER NOT NULL, max_ns INTEGER NOT NULL, satisfied INTEGER NOT NULL,
+    tolerating INTEGER NOT NULL, frustrated INTEGER NOT NULL, buckets BLOB NOT NULL,
+    PRIMARY KEY (width, start, series)) WITHOUT ROWID;
+-- All series of a metric that have a few attributes in common; id: without its sign.
+CREATE TABLE copy_groups (
+    id INTEGER PRIMARY KEY, metric TEXT NOT NULL, attributes TEXT NOT NULL, UNIQUE (metric, attributes));
+-- Which copies there are: all whose slots lie in [since, until). grouped: 0 those of series, 1 those of groups.
+CREATE TABLE copy_spans (
+    width INTEGER NOT NULL, grouped INTEGER NOT NULL, since INTEGER NOT NULL, until INTEGER NOT NULL,
+    PRIMARY KEY (width, grouped)) WITHOUT ROWID;
+-- Starts of minutes that got rows after they had been copied. A trigger, so that no agent can forget it.
+CREATE TABLE copy_stale (start INTEGER PRIMARY KEY);
+CREATE TRIGGER rollups_late AFTER INSERT ON rollups
+    WHEN NEW.width = 10 AND NEW.start < (SELECT until FROM copy_spans WHERE width = 60 AND grouped = 1)
+    BEGIN INSERT OR IGNORE INTO copy_stale VALUES (NEW.start / 60 * 60); END;
+
 -- When which version of the application went out; s since the epoch.
 CREATE TABLE deployments (
     at REAL NOT NULL, version TEXT NOT NULL, description TEXT NOT NULL, user TEXT NOT NULL);
@@ -132,4 +152,10 @@ def _number(connection: sqlite3.Connection, query: str) -> int:
 def _statements(script: str) -> list[str]:
     """`executescript` would commit: the steps belong to one transaction."""
     lines = (line.partition("--")[0] for line in script.splitlines())
-    return [statement for statement in "\n".join(lines).split(";") if statement.strip()]
+    statements, begun = [], ""
+    for part in "\n".join(lines).split(";"):
+        begun += f"{part};"
+        if sqlite3.complete_statement(begun):  # a trigger has semicolons inside of it
+            statements.append(begun)
+            begun = ""
+    return statements

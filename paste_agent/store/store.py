@@ -21,8 +21,11 @@ from paste_agent.recorder.layout import KEPT_LOST
 from paste_agent.store import schema
 
 _BUCKET = struct.Struct("<HQ")
+BUCKET_BYTES = _BUCKET.size
 _MAX_INTEGER = (1 << 63) - 1
-_COLUMNS = "count, sum_ns, max_ns, satisfied, tolerating, frustrated, buckets"
+_MOST = (1 << 64) - 1
+#: Of a total, in the order that `total_of` takes.
+COLUMNS = "count, sum_ns, max_ns, satisfied, tolerating, frustrated, buckets"
 #: Another thread or process may write: the exporter, a command. Long enough for its transaction, no longer.
 _BUSY_TIMEOUT_S = 2.0
 #: Pages of memory a connection may keep: the default is 2 MB, a quarter of which does for a worker.
@@ -144,6 +147,12 @@ class Store:
         """Rows of one statement that only reads. Raises sqlite3.Error."""
         return self._db.execute(sql, parameters).fetchall()
 
+    def use_members(self, keys: Mapping[int, int]) -> None:
+        """Fill the table `member` of this connection alone: number and key. For what is too much for a statement."""
+        self._db.execute("CREATE TEMP TABLE IF NOT EXISTS member (number INTEGER PRIMARY KEY, key INTEGER NOT NULL)")
+        self._db.execute("DELETE FROM temp.member")
+        self._db.executemany("INSERT INTO temp.member VALUES (?, ?)", keys.items())
+
     # -- the lead writes -------------------------------------------------------------------------------------------
 
     def commit_drain(
@@ -217,11 +226,11 @@ class Store:
     def traces_to_send(self, limit: int, bare_before: float) -> list[TraceRow]:
         """The oldest kept transactions that wait; one without detail only if it was written before `bare_before`."""
         rows = self._db.execute(
-            f"SELECT {_TRACE_COLUMNS} FROM traces WHERE sent = 0 AND (detail IS NOT NULL OR written_at < ?)"
+            f"SELECT {TRACE_COLUMNS} FROM traces WHERE sent = 0 AND (detail IS NOT NULL OR written_at < ?)"
             " ORDER BY written_at LIMIT ?",
             (bare_before, limit),
         )
-        return [_trace_row(row) for row in rows]
+        return [trace_row(row) for row in rows]
 
     def settle_traces(self, rows: Iterable[TraceRow], state: int) -> None:
         """state: SENT or REFUSED; neither is tried again."""
@@ -246,20 +255,20 @@ class Store:
 
     def totals(self) -> list[SeriesTotal]:
         """All series, cumulative."""
-        rows = self._db.execute(f"SELECT metric, attributes, {_COLUMNS} FROM totals JOIN series ON series.id = series")
-        return [SeriesTotal(row[0], _object(row[1]), total_of(row[2:])) for row in rows]
+        rows = self._db.execute(f"SELECT metric, attributes, {COLUMNS} FROM totals JOIN series ON series.id = series")
+        return [SeriesTotal(row[0], json_object(row[1]), total_of(row[2:])) for row in rows]
 
     def totals_between(self, start_s: float, end_s: float) -> list[SeriesTotal]:
         """All series, summed over the rollups that begin in [start_s, end_s)."""
         rows = self._db.execute(
-            f"SELECT metric, attributes, {_COLUMNS} FROM rollups JOIN series ON series.id = series"
+            f"SELECT metric, attributes, {COLUMNS} FROM rollups JOIN series ON series.id = series"
             " WHERE start >= ? AND start < ?",
             (start_s, end_s),
         )
         found: dict[SeriesKey, Total] = {}
         for metric, attributes, *columns in rows:
             found.setdefault((metric, attributes), Total()).add(total_of(columns))
-        return [SeriesTotal(metric, _object(attributes), total) for (metric, attributes), total in found.items()]
+        return [SeriesTotal(metric, json_object(attributes), total) for (metric, attributes), total in found.items()]
 
     def span_of_time(self) -> tuple[float, float] | None:
         """Start of the first and end of the last rollup, s since the epoch; None for an empty store."""
@@ -278,11 +287,11 @@ class Store:
         """Kept transactions that began in [start_s, end_s). order: 'slowest' or 'newest'. failed: those alone."""
         by = {"slowest": "duration_ns", "newest": "started_at_ns"}[order]
         rows = self._db.execute(
-            f"SELECT {_TRACE_COLUMNS} FROM traces WHERE started_at_ns >= ? AND started_at_ns < ? AND failed >= ?"
+            f"SELECT {TRACE_COLUMNS} FROM traces WHERE started_at_ns >= ? AND started_at_ns < ? AND failed >= ?"
             f" ORDER BY {by} DESC LIMIT ?",
             (int(start_s * 1e9), min(int(end_s * 1e9), (1 << 63) - 1), int(failed), limit),
         )
-        return [_trace_row(row) for row in rows]
+        return [trace_row(row) for row in rows]
 
     def postmortems(self, start_s: float, end_s: float, limit: int) -> list[PostmortemRow]:
         """Of processes that died in [start_s, end_s), the newest first."""
@@ -292,7 +301,7 @@ class Store:
             "SELECT id, at, reason, summary FROM postmortems WHERE at >= ? AND at < ? ORDER BY at DESC LIMIT ?",
             (start_s, end_s, limit),
         )
-        return [PostmortemRow(name, at, reason, _object(summary)) for name, at, reason, summary in rows]
+        return [PostmortemRow(name, at, reason, json_object(summary)) for name, at, reason, summary in rows]
 
     def postmortem(self, beginning: str) -> list[PostmortemRow]:
         """Those whose id begins so, two at the most."""
@@ -302,7 +311,7 @@ class Store:
             "SELECT id, at, reason, summary FROM postmortems WHERE substr(id, 1, ?) = ? ORDER BY at DESC LIMIT 2",
             (len(beginning), beginning),
         )
-        return [PostmortemRow(name, at, reason, _object(summary)) for name, at, reason, summary in rows]
+        return [PostmortemRow(name, at, reason, json_object(summary)) for name, at, reason, summary in rows]
 
 
 # -- connections ---------------------------------------------------------------------------------------------------
@@ -329,6 +338,8 @@ def _connect(path: str, read_only: bool) -> sqlite3.Connection:
     )
     try:
         connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
+        # Sorting must not fail for want of room in a directory that nobody thinks of.
+        connection.execute("PRAGMA temp_store = MEMORY")
     except BaseException:
         connection.close()
         raise
@@ -359,7 +370,7 @@ _NEW_BUCKET, _NEW_NUMBER = BOUNDS.index(1_000_000), 0x1000
 def pack_buckets(buckets: Mapping[int, int]) -> bytes:
     """Number (u16) and count (u64) of each bucket that is not empty; by index into aggregate.BOUNDS."""
     return b"".join(
-        _BUCKET.pack(_NEW_NUMBER if bucket == _NEW_BUCKET else bucket - (bucket > _NEW_BUCKET), count)
+        _BUCKET.pack(_NEW_NUMBER if bucket == _NEW_BUCKET else bucket - (bucket > _NEW_BUCKET), min(count, _MOST))
         for bucket, count in sorted(buckets.items())
     )
 
@@ -373,7 +384,19 @@ def unpack_buckets(data: bytes) -> dict[int, int]:
     }
 
 
-def _object(text: str) -> Any:
+def sum_buckets(data: bytes) -> dict[int, int]:
+    """Buckets of several totals, packed one after the other, added up; of what is damaged, as far as it goes."""
+    counts: dict[int, int] = {}
+    count_of = counts.get
+    for number, count in _BUCKET.iter_unpack(data[: len(data) // _BUCKET.size * _BUCKET.size]):
+        counts[number] = count_of(number, 0) + count
+    return {
+        _NEW_BUCKET if number == _NEW_NUMBER else number + (number >= _NEW_BUCKET): count
+        for number, count in counts.items()
+    }
+
+
+def json_object(text: str) -> Any:
     """A JSON object of the store; an empty one where somebody else has written there."""
     try:
         found = json.loads(text)
@@ -383,9 +406,23 @@ def _object(text: str) -> Any:
 
 
 def total_of(columns: Sequence[Any]) -> Total:
-    """A total from _COLUMNS, in their order."""
+    """A total from COLUMNS."""
     count, sum_ns, max_ns, satisfied, tolerating, frustrated, buckets = columns
     return Total(count, sum_ns, max_ns, satisfied, tolerating, frustrated, unpack_buckets(buckets))
+
+
+def columns_of(total: Total) -> tuple[int | bytes, ...]:
+    """The same back, for COLUMNS."""
+    numbers = (
+        total.count,
+        total.sum_ns,
+        total.max_ns,
+        total.satisfied,
+        total.tolerating,
+        total.frustrated,
+    )
+    # A forged recorder may claim more time than SQLite's integers hold: centuries.
+    return (*(min(number, _MAX_INTEGER) for number in numbers), pack_buckets(total.buckets))
 
 
 def _recorder_row(*columns: Any) -> RecorderRow:
@@ -398,22 +435,12 @@ def _recorder_row(*columns: Any) -> RecorderRow:
 def add_total(db: sqlite3.Connection, table: str, key: Mapping[str, int], total: Total) -> None:
     where = " AND ".join(f"{column} = ?" for column in key)
     values = tuple(key.values())
-    found = db.execute(f"SELECT {_COLUMNS} FROM {table} WHERE {where}", values).fetchone()
+    found = db.execute(f"SELECT {COLUMNS} FROM {table} WHERE {where}", values).fetchone()
     merged = total_of(found) if found else Total()
     merged.add(total)
-    numbers: tuple[int, ...] = (
-        merged.count,
-        merged.sum_ns,
-        merged.max_ns,
-        merged.satisfied,
-        merged.tolerating,
-        merged.frustrated,
-    )
-    # A forged recorder may claim more time than SQLite's integers hold: centuries.
-    numbers = tuple(min(number, _MAX_INTEGER) for number in numbers)
     db.execute(
-        f"INSERT OR REPLACE INTO {table} ({', '.join(key)}, {_COLUMNS}) VALUES ({', '.join('?' * (len(key) + 7))})",
-        (*values, *numbers, pack_buckets(merged.buckets)),
+        f"INSERT OR REPLACE INTO {table} ({', '.join(key)}, {COLUMNS}) VALUES ({', '.join('?' * (len(key) + 7))})",
+        (*values, *columns_of(merged)),
     )
 
 
@@ -456,7 +483,8 @@ def _move(db: sqlite3.Connection, before: RecorderRow | None, row: RecorderRow) 
         raise sqlite3.IntegrityError(f"recorder {row.id} is no longer at {before.position}")
 
 
-_TRACE_COLUMNS = "trace_id, span_id, parent_id, started_at_ns, duration_ns, failed, why, attributes, detail"
+#: In the order that `trace_row` takes.
+TRACE_COLUMNS = "trace_id, span_id, parent_id, started_at_ns, duration_ns, failed, why, attributes, detail"
 
 
 def _trace_values(row: TraceRow, written_at: float) -> tuple[object, ...]:
@@ -472,12 +500,12 @@ def _with_known(db: sqlite3.Connection, row: TraceRow) -> TraceRow:
     if row.detail is None:
         return row
     found = db.execute(
-        f"SELECT {_TRACE_COLUMNS} FROM traces WHERE trace_id = ? AND span_id = ? AND (why | ?) & ?",
+        f"SELECT {TRACE_COLUMNS} FROM traces WHERE trace_id = ? AND span_id = ? AND (why | ?) & ?",
         (row.trace_id, row.span_id, row.why, KEPT_LOST),
     ).fetchone()
     if found is None:
         return row
-    known = _trace_row(found)
+    known = trace_row(found)
     lost, ended = (row, known) if row.why & KEPT_LOST else (known, row)
     return row._replace(
         why=row.why | known.why,
@@ -487,7 +515,7 @@ def _with_known(db: sqlite3.Connection, row: TraceRow) -> TraceRow:
     )
 
 
-def _trace_row(row: Sequence[Any]) -> TraceRow:
+def trace_row(row: Sequence[Any]) -> TraceRow:
     trace_id, span_id, parent_id, started_at_ns, duration_ns, failed, why, attributes, detail = row
     return TraceRow(
         trace_id=trace_id,
@@ -497,6 +525,6 @@ def _trace_row(row: Sequence[Any]) -> TraceRow:
         duration_ns=duration_ns,
         failed=bool(failed),
         why=why,
-        attributes=_object(attributes),
-        detail=None if detail is None else _object(detail),
+        attributes=json_object(attributes),
+        detail=None if detail is None else json_object(detail),
     )

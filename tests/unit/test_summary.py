@@ -292,7 +292,7 @@ def test_findings_of_kept_transactions_are_put_together(
     store: Store, monkeypatch: pytest.MonkeyPatch, knows_json: bool
 ) -> None:
     if not knows_json:
-        monkeypatch.setattr(lookup, "_knows_json", lambda store: False)
+        monkeypatch.setattr(lookup, "knows_json", lambda store: False)
     keep(store, 1, route("/a"), findings=[finding(), finding("slow", "SELECT slow", 1, 900 * MS)])
     worst = keep(store, 2, route("/a"), findings=[finding(count=30, duration=50 * MS)])
     keep(store, 3, route("/a"), findings=[finding(count=11, duration=20 * MS)])
