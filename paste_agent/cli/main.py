@@ -9,6 +9,7 @@ import click
 import paste_agent
 from paste_agent.cli import (
     check,
+    dashboard,
     demo_traffic,
     generate_config,
     install,
@@ -45,6 +46,7 @@ group.add_command(run_program.run_python, "run-python")
 group.add_command(report.command, "report")
 group.add_command(trace.command, "trace")
 group.add_command(postmortem.command, "postmortem")
+group.add_command(dashboard.command, "dashboard")
 group.add_command(demo_traffic.command, "demo-traffic")
 
 

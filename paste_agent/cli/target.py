@@ -6,12 +6,13 @@ import logging
 import os
 from typing import NamedTuple
 
-from paste_agent.errors import IniError, RuntimeDirError, StoreError
+from paste_agent.errors import IniError, RuntimeDirError
 from paste_agent.launch.configuration import services_in
 from paste_agent.log import Warnings, logger
 from paste_agent.recorder import layout
 from paste_agent.runtime_dir import STORE, existing_service_dir
 from paste_agent.settings import IN_MEMORY, Settings
+from paste_agent.store.opening import store_path
 from paste_agent.store.store import READ_ERRORS
 
 _SQLITE = b"SQLite format 3\0"
@@ -74,15 +75,3 @@ def _catch_up(settings: Settings) -> None:
         reporter.catch_up(settings, directory, Warnings(settings.service_name))
     except (OSError, *READ_ERRORS):
         pass  # busy, or full
-
-
-def store_path(settings: Settings) -> str:
-    """Where the service's store is on this host. Raises StoreError when it has none yet."""
-    path = settings.store
-    if path == IN_MEMORY:
-        directory = existing_service_dir(settings, os.environ)
-        path = os.path.join(directory, STORE) if directory else ""
-    if not os.path.exists(path):
-        where = path or "the runtime directory"
-        raise StoreError(f"{where}: no store yet; start the service and send it a request")
-    return path
