@@ -28,6 +28,7 @@ ORDER = [
     *("store.retention", "store.opening"),
     *("store.history", "store.health", "store.deployments", "store.lookup", "store.kept_traces"),
     *("store.inside_summary", "store.summary", "store.trace_tree"),
+    "live",
     *("exporters", "exporters.resource", "exporters.otlp_encode", "exporters.connection", "exporters.deadline"),
     "exporters.otlp",
     *("lead_logs", "lead", "leadership", "reporter", "lifecycle", "background", "api", "logs"),
