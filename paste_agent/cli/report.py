@@ -23,6 +23,7 @@ from paste_agent.cli.target import target_of
 from paste_agent.errors import StoreError
 from paste_agent.postmortem import short_id
 from paste_agent.stacks import application_frame, parse
+from paste_agent.store import history
 from paste_agent.store.store import READ_ERRORS, SeriesTotal, Store
 from paste_agent.store.summary import figures, overall, summarize, trace_name
 from paste_agent.wording import apdex_text, rate_text
@@ -80,7 +81,7 @@ def _read(path: str, service: str | None, since: float | None) -> tuple[dict[str
         start_s, end_s = _window(store, since)
         name = target.settings.service_name if target.settings else (store.meta("service.name") or target.store)
         summary = summarize(store, name, start_s, end_s)
-        series = [found for found in store.totals_between(start_s, end_s) if found.metric == REQUEST_DURATION]
+        series = history.totals(store, start_s, end_s, [REQUEST_DURATION])
     except READ_ERRORS as error:  # its pages may hold anything
         raise StoreError(f"{target.store}: cannot be read: {error}") from None
     finally:

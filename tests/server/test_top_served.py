@@ -136,10 +136,13 @@ def test_keys(hanging: Served, place: Path) -> None:
         assert len(frame.split("\n")) == 24
         assert max(map(len, frame.split("\n"))) <= 80
         screen.press(ENTER)
-        screen.shows("gunicorn's timeout of 600 s", "in wait_for_stock", "stack, taken", "SELECT released() AS stock")
-        screen.press(DOWN * 3)
-        screen.shows("in wait_for_stock", without="gunicorn's timeout")
+        screen.shows("gunicorn's timeout of 600 s", "wait_for_stock()", "stack, taken", "SELECT released() AS stock")
+        screen.resize(80, 10)
+        wait_for(lambda: screen.frame.count("\n") == 9, "a frame of ten lines")
+        screen.press(DOWN * 5)
+        screen.shows("Esc back", without="gunicorn's timeout")
         screen.press(ESCAPE)
+        screen.resize(80, 24)
         screen.shows("Enter details")
         screen.press("/nothing like that")
         screen.shows("/nothing like that▏", "None of the workers has that.")
