@@ -31,6 +31,7 @@ class Wanted(NamedTuple):
     why: int = 0  #: KEPT_ bits, one of which it was kept for; KEPT_SLOW: those that were slow
     min_duration_ns: int = 0
     error: str = ""  #: to be found in `type: message` of its error; upper and lower case are the same
+    text: str = ""  #: the same anywhere in what is kept of it, or the beginning of its trace's id
 
 
 class Place(NamedTuple):
@@ -101,6 +102,13 @@ def _asked(store: Store, start_s: float, end_s: float, wanted: Wanted) -> tuple[
     if wanted.error:
         asked.append(f"instr(lower({_ERROR if knows_json(store) else 'detail'}), lower(?))")
         parameters.append(wanted.error)
+    if wanted.text:
+        # As JSON has it: quotes, and what is beyond ASCII, are escaped there.
+        needle = json.dumps(wanted.text)[1:-1]
+        asked.append(
+            "(instr(lower(detail), lower(?)) OR instr(lower(attributes), lower(?)) OR instr(hex(trace_id), upper(?)) = 1)"
+        )
+        parameters += [needle, needle, wanted.text]
     return " AND ".join(asked), parameters
 
 

@@ -6,9 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from paste_agent.aggregate import PART_DURATION, PART_SPANS, REQUEST_DURATION, TASK_DURATION, Total
-from paste_agent.dashboard import finding
 from paste_agent.dashboard.charts import histogram, shares
-from paste_agent.dashboard.finding import Filter
 from paste_agent.dashboard.html import Child, Markup, join, tag
 from paste_agent.dashboard.pages.common import (
     LATENCY_COLUMNS,
@@ -46,8 +44,9 @@ from paste_agent.dashboard.view import (
     transaction_link,
 )
 from paste_agent.kept import TraceRow
-from paste_agent.store import inside_summary
+from paste_agent.store import inside_summary, kept_traces
 from paste_agent.store.inside_summary import SHARED, dicts, number
+from paste_agent.store.kept_traces import SLOWEST, Wanted
 from paste_agent.store.store import SeriesTotal
 from paste_agent.store.summary import figures as figures_of
 from paste_agent.wording import OWN, duration, one_line, rate_text, share_text
@@ -300,8 +299,9 @@ def _breakdown(view: View, where: Mapping[str, object]) -> Child:
 
 def _kept(view: View, where: Mapping[str, object]) -> tuple[list[TraceRow], list[TraceRow]]:
     """Its slowest and its newest failed kept transactions."""
-    slowest = finding.traces(view.store, view.window, Filter(where=where), order="slowest", limit=_LOOKED_AT)
-    failed = finding.traces(view.store, view.window, Filter(where=where, failed=True), limit=_TRACES)
+    start_s, end_s = view.window.start_s, view.window.end_s
+    slowest = kept_traces.find(view.store, start_s, end_s, Wanted(where=where), order=SLOWEST, limit=_LOOKED_AT)
+    failed = kept_traces.find(view.store, start_s, end_s, Wanted(where=where, failed=True), limit=_TRACES)
     return slowest, failed
 
 
