@@ -106,7 +106,8 @@ def _asked(store: Store, start_s: float, end_s: float, wanted: Wanted) -> tuple[
         # As JSON has it: quotes, and what is beyond ASCII, are escaped there.
         needle = json.dumps(wanted.text)[1:-1]
         asked.append(
-            "(instr(lower(detail), lower(?)) OR instr(lower(attributes), lower(?)) OR instr(hex(trace_id), upper(?)) = 1)"
+            "(instr(lower(detail), lower(?)) OR instr(lower(attributes), lower(?))"
+            " OR instr(hex(trace_id), upper(?)) = 1)"
         )
         parameters += [needle, needle, wanted.text]
     return " AND ".join(asked), parameters
