@@ -16,10 +16,8 @@ _LOGS = 3
 class Waiting(NamedTuple):
     """What has not been sent to a collector. Without a collector nothing ever is."""
 
-    count: int
-    oldest_s: (
-        float | None
-    )  #: when it came into the store (of logs: was written), s since the epoch; None: nothing waits
+    number: int
+    oldest_s: float | None  #: came into the store, of logs: was written, s since the epoch; None: nothing waits
 
 
 class Health(NamedTuple):
@@ -64,5 +62,5 @@ def health(store: Store, start_s: float, end_s: float) -> Health:
 
 
 def _waiting(store: Store, sql: str, units: int) -> Waiting:
-    ((count, oldest),) = store.query(sql)
-    return Waiting(count, None if oldest is None else oldest / units)
+    ((number, oldest),) = store.query(sql)
+    return Waiting(number, None if oldest is None else oldest / units)

@@ -98,7 +98,7 @@ def test_what_is_damaged_is_read_as_far_as_it_goes() -> None:
     assert unpack_buckets(pack_buckets({3: 1, 60: 2})[:-1]) == {3: 1}
 
 
-@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("version", [1, 2, 3])
 @pytest.mark.parametrize("read_only", [True, False])
 def test_an_older_store_says_what_it_said(tmp_path: Path, version: int, read_only: bool) -> None:
     routes = {f"/{seed}": durations_of(seed) for seed in range(5)}

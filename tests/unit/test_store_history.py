@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import re
+import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -20,8 +22,11 @@ from paste_agent.aggregate import (
     Total,
     canonical,
 )
-from paste_agent.store import copies, cover, history, retention
-from paste_agent.store.store import MEMORY, SeriesTotal, Store
+from paste_agent.store import copies, cover, deployments, health, history, kept_traces, retention
+from paste_agent.store.kept_traces import Wanted
+from paste_agent.store.store import COLUMNS, MEMORY, SeriesTotal, Store, pack_buckets
+from tests.recorders import Script
+from tests.unit.test_schema import durations_of, made
 
 MINUTE, HOUR, DAY = 60, 3600, 86_400
 NOW = 1_800_000_000
@@ -194,3 +199,207 @@ def test_every_width_is_copied_and_read(store: Store, kind: int) -> None:
     for start in (NOW - 20 * DAY, NOW - 19 * DAY + 17, NOW - DAY - 11 * HOUR, NOW - 2 * HOUR):
         for end in (NOW, NOW - 3 * MINUTE, NOW - 40 * MINUTE):
             check(store, start, end)
+
+
+def test_a_late_row_is_seen_at_once_and_copied_again(store: Store) -> None:
+    add(store, spread(12, HOUR // 2))
+    retention.tidy(store, NOW, EVER, ANY)
+    copies.update(store, NOW, budget_s=None)
+    made = cover.state_of(store).spans
+    for age in (2 * MINUTE, 3 * HOUR, 2 * DAY, 5 * DAY, 11 * DAY):
+        add(store, [(NOW - age, 0)])
+        assert cover.state_of(store).stale != []
+        check(store, NOW - 12 * DAY, NOW)
+    copies.update(store, NOW, budget_s=None)
+    assert cover.state_of(store) == (made, [], store.query("SELECT min(start) FROM rollups")[0][0])
+    assert max(piece.width for piece in cover.cover(cover.state_of(store), NOW - 12 * DAY, NOW, 0)) == 8 * DAY
+    check(store, NOW - 12 * DAY, NOW)
+
+
+def test_a_page_sees_one_state_of_the_store(store: Store) -> None:
+    add(store, spread(3, HOUR))
+    with closing(Store(store.path, read_only=True)) as other:
+        with other.reading():
+            before = by_name(history.totals(other, 0, NOW + DAY))
+            add(store, [(NOW - DAY, 0)])
+            with store.transaction() as db:
+                db.execute("DELETE FROM rollups WHERE start < ?", (NOW - 2 * DAY,))
+            retention.tidy(store, NOW, EVER, ANY)
+            with other.reading():
+                assert by_name(history.totals(other, 0, NOW + DAY)) == before
+            assert by_name(other.totals_between(0, NOW + DAY)) == before
+        check(other, NOW - 3 * DAY, NOW)
+        assert by_name(history.totals(other, 0, NOW + DAY)) != before
+
+
+def test_copies_go_with_their_rollups_when_room_is_short(store: Store) -> None:
+    add(store, spread(20, MINUTE * 7))
+    retention.tidy(store, NOW, EVER, ANY)
+    copies.update(store, NOW, budget_s=None)
+    (pages, size) = (store.query(f"PRAGMA {name}")[0][0] for name in ("page_count", "page_size"))
+    retention.tidy(store, NOW, EVER, pages * size // 2)
+    ((oldest,),) = store.query("SELECT min(start) FROM rollups")
+    assert oldest > NOW - 20 * DAY
+    assert store.query("SELECT count(*) FROM copies WHERE start < ?", (oldest,)) == [(0,)]
+    for start in (NOW - 20 * DAY, oldest - HOUR, oldest + HOUR):
+        check(store, start, NOW)
+    retention.tidy(store, NOW, EVER, 1)
+    assert store.query("SELECT count(*) FROM copies") == [(0,)]
+    assert history.totals(store, 0, NOW + DAY) == []
+    add(store, [(NOW, 0)])
+    check(store, NOW - DAY, NOW + DAY)
+
+
+def test_a_clock_that_was_far_ahead_leaves_nothing_wrong(store: Store) -> None:
+    add(store, spread(2, HOUR))
+    for now in (NOW + 400 * DAY, NOW + DAY // 2, NOW, NOW + 3 * HOUR):
+        copies.update(store, now, budget_s=None)
+        check(store, NOW - 2 * DAY, NOW + HOUR)
+        add(store, [(now, 1)])
+        check(store, NOW - 2 * DAY, now + HOUR)
+
+
+def test_numbers_that_nobody_counted_are_added_up_all_the_same(store: Store) -> None:
+    """Of a forged recorder: sums beyond what SQLite adds, and buckets that are cut short."""
+    add(store, [(NOW - place * 600, 0) for place in range(6)])
+    with store.transaction() as db:
+        db.execute("UPDATE rollups SET sum_ns = ?", ((1 << 63) - 1,))
+    check(store, NOW - HOUR, NOW + HOUR)
+    with store.transaction() as db:
+        db.execute(
+            "UPDATE rollups SET sum_ns = 1, buckets = CAST(substr(buckets, 1, 7) AS BLOB) WHERE start > ?", (NOW - 900,)
+        )
+    check(store, NOW - HOUR, NOW + HOUR)
+
+
+# -- interrupted, older, beside ------------------------------------------------------------------------------------
+
+
+def test_a_copy_that_fails_leaves_what_there_was(store: Store) -> None:
+    add(store, spread(9, HOUR))
+    for width in (MINUTE, 15 * MINUTE, DAY):
+        with store.transaction() as db:
+            db.execute(
+                f"CREATE TRIGGER t AFTER INSERT ON copies WHEN NEW.width = {width} BEGIN SELECT RAISE(ABORT, 'no'); END"
+            )
+        with pytest.raises(sqlite3.Error, match="no"):
+            copies.update(store, NOW, budget_s=None)
+        check(store, NOW - 9 * DAY, NOW)
+        with store.transaction() as db:
+            db.execute("DROP TRIGGER t")
+    copies.update(store, NOW, budget_s=None)
+    assert {width for width, _ in copied(store)} >= {DAY, MINUTE}
+    check(store, NOW - 9 * DAY, NOW)
+
+
+COPY = """
+import sys
+from paste_agent.store import copies
+from paste_agent.store.store import Store
+store = Store(sys.argv[1])
+make = copies._Maker._make
+
+def told(self, db, *rest):
+    make(self, db, *rest)
+    print('made', flush=True)
+
+copies._Maker._make = told
+print('ready', flush=True)
+copies.update(store, int(sys.argv[2]), None)
+"""
+
+
+def test_who_is_killed_while_copying_leaves_no_sum_wrong(store: Store) -> None:
+    add(store, spread(4, HOUR))
+    for steps in (1, 7, 40):
+        with Script(COPY, store.path, NOW) as process:
+            assert process.hear() == "ready"
+            for _ in range(steps):
+                assert process.hear() == "made"
+            process.kill()
+        check(store, NOW - 4 * DAY, NOW)
+    copies.update(store, NOW, budget_s=None)
+    check(store, NOW - 4 * DAY, NOW)
+
+
+def test_an_older_store_is_read_as_it_is_and_copied_once_it_is_brought_up(tmp_path: Path) -> None:
+    path = made(tmp_path / "old.sqlite", 3, {f"/{seed}": durations_of(seed) for seed in range(3)})
+    with closing(Store(path, read_only=True)) as looking:
+        check(looking, 0, 5000)
+        with closing(Store(path)) as store:
+            for _ in range(2):
+                copies.update(store, 30 * DAY, budget_s=None)
+                check(store, 0, 40 * DAY)
+                add(store, [(start - NOW + 30 * DAY, number) for start, number in spread(10, HOUR)])
+            assert {width for width, _ in copied(store)} >= {6 * HOUR, DAY}
+        check(looking, 0, 40 * DAY)  # it was opened before all that
+
+
+def test_an_older_agent_beside_spoils_no_sum(store: Store) -> None:
+    """One that has had the store open since before it was brought up: it knows nothing of copies."""
+    add(store, spread(10, HOUR))
+    copies.update(store, NOW, budget_s=None)
+    total = (1, 5, 5, 1, 0, 0, pack_buckets({3: 1}))
+    with closing(sqlite3.connect(store.path)) as older:
+        for start in (NOW - 30, NOW - HOUR, NOW - 3 * DAY):
+            columns = f"start, width, series, {COLUMNS}"
+            older.execute(
+                f"INSERT OR REPLACE INTO rollups ({columns}) VALUES ({', '.join('?' * 10)})",
+                (start // 10 * 10, 10, 1, *total),
+            )
+            older.commit()
+            check(store, NOW - 10 * DAY, NOW)
+        for days in (9.3, 7, 1.2):
+            older.execute("DELETE FROM rollups WHERE start < ?", (NOW - days * DAY,))
+            older.commit()
+            check(store, NOW - 10 * DAY, NOW)
+    retention.tidy(store, NOW, EVER, ANY)
+    check(store, NOW - 10 * DAY, NOW)
+
+
+# -- fast ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("with_copies", [True, False])
+@pytest.mark.parametrize("routes", [1, 200])
+def test_no_query_goes_through_a_whole_table(store: Store, with_copies: bool, routes: int) -> None:
+    add(store, spread(9, HOUR))
+    delta = Delta()
+    for place in range(routes):
+        delta.at((REQUEST_DURATION, canonical({"http.route": f"/{place}"})), NOW - HOUR).observe(1)
+    store.commit_drain(delta, [], {}, 1000)
+    if with_copies:
+        copies.update(store, NOW, budget_s=None)
+    asked: list[str] = []
+    with store.transaction() as db:
+        db.set_trace_callback(asked.append)
+    for start in (NOW - 600, NOW - DAY, NOW - 9 * DAY):
+        window = history.window_of(start, NOW)
+        for metric, where, by in ASKED:
+            history.totals(store, start, NOW, [metric], where)
+            history.points(store, window, metric, where, by)
+        history.totals(store, start, NOW)
+        health.health(store, start, NOW)
+        for wanted in (Wanted(), Wanted({"http.route": "/a"}, failed=True, why=1, min_duration_ns=5, error="x")):
+            for order in ("newest", "slowest"):
+                kept_traces.find(store, start, NOW, wanted, order=order)
+            kept_traces.find(store, start, NOW, wanted, after=kept_traces.Place(10**18, bytes(8)))
+            kept_traces.count(store, start, NOW, wanted)
+        store.postmortems(start, NOW, 10)
+        deployments.between(store, start, NOW)
+    store.use_members({1: 1})
+    with store.transaction() as db:
+        db.set_trace_callback(None)
+        big = [one for one in set(asked) if one.startswith("SELECT")]
+        plans = [(one, row[3]) for one in big for row in db.execute(f"EXPLAIN QUERY PLAN {one}")]
+    assert len(big) > 20
+    assert [plan for plan in plans if is_slow(plan[1])] == []
+    assert is_slow("SCAN rollups")
+
+
+def is_slow(step: str) -> bool:
+    """A whole table that grows with time; traces and logs that wait have an index of their own."""
+    return (
+        re.match(r"SCAN (rollups|copies|traces|logs|postmortems|deployments)\b(?!.* INDEX \w+_to_send)", step)
+        is not None
+    )
