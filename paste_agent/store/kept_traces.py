@@ -54,10 +54,12 @@ def find(
     order: str = NEWEST,
     limit: int = 50,
     after: Place | None = None,
+    bare: bool = False,
 ) -> list[TraceRow]:
     """Those that began in [start_s, end_s), `limit` at the most.
 
-    after: the last one of the page before, of the newest alone. Raises sqlite3.Error.
+    after: the last one of the page before, of the newest alone. bare: without detail, which is most of what there is
+    to read. Raises sqlite3.Error.
     """
     asked, parameters = _asked(store, start_s, end_s, wanted)
     if after is not None:
@@ -65,8 +67,9 @@ def find(
         # The first comparison is the one that the index is good for.
         asked += " AND started_at_ns <= ? AND (started_at_ns, span_id) < (?, ?)"
         parameters += [after.started_at_ns, *after]
+    columns = TRACE_COLUMNS.removesuffix("detail") + "NULL" if bare else TRACE_COLUMNS
     rows = store.query(
-        f"SELECT {TRACE_COLUMNS} FROM traces WHERE {asked} ORDER BY {_ORDERS[order]} LIMIT ?", [*parameters, limit]
+        f"SELECT {columns} FROM traces WHERE {asked} ORDER BY {_ORDERS[order]} LIMIT ?", [*parameters, limit]
     )
     return [trace_row(row) for row in rows]
 

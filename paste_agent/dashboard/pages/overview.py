@@ -39,7 +39,7 @@ from paste_agent.dashboard.view import (
 )
 from paste_agent.kept import TraceRow
 from paste_agent.recorder.layout import W_CONCURRENCY
-from paste_agent.store import history, kept_traces
+from paste_agent.store import history, kept_traces, lookup
 from paste_agent.store.kept_traces import Wanted
 from paste_agent.store.store import RUNNING, PostmortemRow, RecorderRow, SeriesTotal
 from paste_agent.store.summary import figures as figures_of
@@ -49,6 +49,8 @@ from paste_agent.wording import apdex_text, duration, many, one_line, rate_text,
 #: What "now" is in "is it well now". s
 _NOW_S = 300
 _ROUTES, _ERRORS, _LOST = 8, 6, 3
+#: Kept transactions that the newest of an error is looked for in.
+_LOOKED_AT = 500
 _NS = 1_000_000_000
 _OVERFLOW = "otel.metric.overflow"
 _NO_ERROR = object()
@@ -264,13 +266,14 @@ def _errors(view: View, series: Sequence[SeriesTotal]) -> Markup:
     groups = [group for group in groups if group.count]
     if not groups:
         return section("What fails", tag("p", "Nothing: no error was seen in this span of time.", class_="good"))
+    failed = _newest_failed(view)
     rows: list[list[Child]] = []
     for group in groups[:_ERRORS]:
         where = {name: group.attributes.get(name) for name in ("error.type", "http.route")}
         overflow = bool(group.attributes.get(_OVERFLOW))
         kind = "(all others)" if overflow else one_line(where["error.type"], 80)
-        newest = None if overflow else _newest(view, where)
-        message = None if newest is None else _message(newest)
+        newest = None if overflow else _of(failed, where)
+        message = None if newest is None else _message(view, newest)
         rows.append([
             join((
                 tag("span", f"status {kind}" if kind.isdecimal() else kind, class_="bad"),
@@ -288,13 +291,21 @@ def _errors(view: View, series: Sequence[SeriesTotal]) -> Markup:
     return section("What fails", table("Errors by how often they came", columns, rows), tag("p", more))
 
 
-def _newest(view: View, where: Mapping[str, object]) -> TraceRow | None:
+def _newest_failed(view: View) -> list[TraceRow]:
+    """The newest kept transactions that failed, without detail."""
     start_s, end_s = view.window.start_s, view.window.end_s
-    found = kept_traces.find(view.store, start_s, end_s, Wanted(where=where, failed=True), limit=1)
-    return found[0] if found else None
+    return kept_traces.find(view.store, start_s, end_s, Wanted(failed=True), limit=_LOOKED_AT, bare=True)
 
 
-def _message(row: TraceRow) -> str | None:
+def _of(newest: Sequence[TraceRow], where: Mapping[str, object]) -> TraceRow | None:
+    """The newest that is like that."""
+    return next((row for row in newest if all(row.attributes.get(name) == where[name] for name in where)), None)
+
+
+def _message(view: View, bare: TraceRow) -> str | None:
+    """Of its exception."""
+    rows = lookup.transactions_of(view.store, bare.trace_id.hex(), 100)
+    row = next((row for row in rows if row.span_id == bare.span_id), bare)
     exception = (row.detail or {}).get("exception")
     message = exception.get("message") if isinstance(exception, dict) else None
     return message if isinstance(message, str) else None
