@@ -173,8 +173,7 @@ def sums(
     found: Sums = {}
     if keys is not None and not keys:
         return found
-    if keys is not None and len(keys) > _FEW:
-        store.use_members(keys)
+    use(store, keys)
     for first in range(0, len(pieces), _MOST_PIECES):
         chunk = pieces[first : first + _MOST_PIECES]
         try:
@@ -193,6 +192,12 @@ def sums(
             assert isinstance(total, Summed)
             total.more(columns)
     return found
+
+
+def use(store: Store, keys: Mapping[int, int] | None) -> None:
+    """Before a statement with these keys is executed."""
+    if keys is not None and len(keys) > _FEW:
+        store.use_members(keys)
 
 
 def _add_one_by_one(
@@ -219,12 +224,13 @@ def statement(pieces: Sequence[Piece], keys: Mapping[int, int] | None, start: in
 def _selects(pieces: Iterable[Piece], keys: Mapping[int, int] | None, start: int, step: int | None) -> str:
     slot = "0" if step is None else f"(start - {start}) / {step}"
     return " UNION ALL ".join(
-        f"SELECT {slot} AS slot, {'series AS key' if keys is None else 'key'}, {COLUMNS} FROM {_source(piece, keys)}"
+        f"SELECT {slot} AS slot, {'series AS key' if keys is None else 'key'}, {COLUMNS} FROM {source(piece, keys)}"
         for piece in pieces
     )
 
 
-def _source(piece: Piece, keys: Mapping[int, int] | None) -> str:
+def source(piece: Piece, keys: Mapping[int, int] | None) -> str:
+    """What stands behind FROM: the rows of a piece, with `start`, COLUMNS, and `key` or, without keys, `series`."""
     if keys is None:
         return _scanned(piece)
     sign = -1 if piece.kind == GROUPS else 1

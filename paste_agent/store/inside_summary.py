@@ -294,9 +294,9 @@ def errors(store: Store, series: Sequence[SeriesTotal], start_s: float, end_s: f
         if found.metric == ERRORS and found.total.count:
             seen.setdefault(_error_key(found.attributes), _Seen()).count += found.total.count
     _add_uncounted(seen, series)
-    for metric in (ERRORS, REQUEST_DURATION):
-        for attributes, first_s, last_s in lookup.times_seen(store, metric, start_s, end_s):
-            known = seen.get(_error_key(attributes)) if metric == ERRORS or "error.type" in attributes else None
+    for metric, having in ((ERRORS, ""), (REQUEST_DURATION, "error.type")):
+        for attributes, first_s, last_s in lookup.times_seen(store, metric, start_s, end_s, having):
+            known = seen.get(_error_key(attributes))
             if known is not None:
                 known.at(first_s, last_s)
     _add_newest(seen, store, start_s, end_s)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from paste_agent.kept import TraceRow
+from paste_agent.store import cover
 from paste_agent.store.store import TRACE_COLUMNS, Store, json_object, trace_row
 
 _MAX_NS = (1 << 63) - 1
+_MAX_S = 1 << 60
 _ID_DIGITS = 32
 #: What a digest has of a detail.
 DIGEST = ("findings", "errors", "exception")
@@ -79,15 +82,54 @@ def _digest(text: str | None) -> dict[str, Any]:
 
 
 def times_seen(
-    store: Store, metric: str, start_s: float, end_s: float
+    store: Store, metric: str, start_s: float, end_s: float, having: str = ""
 ) -> list[tuple[Mapping[str, object], float, float]]:
     """Attributes of each series of a metric, and where the first and the last rollup begin that it is in.
 
     Of the rollups that begin in [start_s, end_s); s since the epoch, as exact as the rollups are wide.
+    having: an attribute that the series must have.
     """
-    rows = store.query(
-        "SELECT attributes, min(start), max(start) FROM rollups JOIN series ON series.id = series"
-        " WHERE metric = ? AND start >= ? AND start < ? GROUP BY series.id",
-        (metric, start_s, end_s),
-    )
-    return [(json_object(attributes), float(first), float(last)) for attributes, first, last in rows]
+    with store.reading():
+        named = store.query(
+            "SELECT id, attributes FROM series WHERE metric = ? AND instr(attributes, ?)",
+            (metric, f"{json.dumps(having)}: " if having else ""),
+        )
+        state = cover.state_of(store)
+        seen = _seen(store, state, [number for number, _ in named], math.ceil(start_s), math.ceil(min(end_s, _MAX_S)))
+    return [(json_object(attributes), *map(float, seen[number])) for number, attributes in named if number in seen]
+
+
+def _seen(store: Store, state: cover.State, numbers: Sequence[int], start: int, end: int) -> dict[int, tuple[int, int]]:
+    """By series, where its first and its last rollup begin. Copies tell where to look closer."""
+    keys = {number: number for number in numbers}
+    pieces = cover.cover(state, start, end, cover.SERIES)
+    if not keys or not pieces:
+        return {}
+    cover.use(store, keys)
+    found: dict[int, list[tuple[int, int]]] = {}
+    for piece in pieces:
+        rows = store.query(f"SELECT key, min(start), max(start) FROM {cover.source(piece, keys)} GROUP BY key")
+        for number, first, last in rows:
+            found.setdefault(number, []).extend([(first, piece.width), (last, piece.width)])
+    ends = {number: (min(places), max(places)) for number, places in found.items()}
+    closer: dict[tuple[int, int], list[int]] = {}
+    for number, places in ends.items():
+        for place in {place for place in places if place[1]}:
+            closer.setdefault(place, []).append(number)
+    within = {place: _within(store, state, place, some) for place, some in closer.items()}
+    return {
+        number: (
+            within[first][number][0] if first[1] else first[0],
+            within[last][number][1] if last[1] else last[0],
+        )
+        for number, (first, last) in ends.items()
+    }
+
+
+def _within(
+    store: Store, state: cover.State, place: tuple[int, int], numbers: Sequence[int]
+) -> dict[int, tuple[int, int]]:
+    """The same of one copy's slot, by what is narrower."""
+    start, width = place
+    narrower = {level: span for level, span in state.spans.items() if level[0] < width}
+    return _seen(store, state._replace(spans=narrower), numbers, start, start + width)

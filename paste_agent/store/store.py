@@ -7,7 +7,7 @@ import os
 import sqlite3
 import struct
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -147,6 +147,10 @@ class Store:
         """Rows of one statement that only reads. Raises sqlite3.Error."""
         return self._db.execute(sql, parameters).fetchall()
 
+    def trace(self, called: Callable[[str], object] | None) -> None:
+        """Call with every statement from now on, its values in it; None: with none any more."""
+        self._db.set_trace_callback(called)
+
     def use_members(self, keys: Mapping[int, int]) -> None:
         """Fill the table `member` of this connection alone: number and key. For what is too much for a statement."""
         self._db.execute("CREATE TEMP TABLE IF NOT EXISTS member (number INTEGER PRIMARY KEY, key INTEGER NOT NULL)")
@@ -276,7 +280,11 @@ class Store:
 
     def span_of_time(self) -> tuple[float, float] | None:
         """Start of the first and end of the last rollup, s since the epoch; None for an empty store."""
-        first, last = self._db.execute("SELECT min(start), max(start + width) FROM rollups").fetchone()
+        # What begins an hour or more before the last one, ends before that: none is wider.
+        first, last = self._db.execute(
+            "SELECT (SELECT min(start) FROM rollups), (SELECT max(start + width) FROM rollups"
+            " WHERE start > (SELECT max(start) FROM rollups) - 3600)"
+        ).fetchone()
         return None if first is None else (float(first), float(last))
 
     def counters(self) -> Counters:

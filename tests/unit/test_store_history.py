@@ -22,7 +22,7 @@ from paste_agent.aggregate import (
     Total,
     canonical,
 )
-from paste_agent.store import copies, cover, deployments, health, history, kept_traces, retention
+from paste_agent.store import copies, cover, deployments, health, history, kept_traces, lookup, retention
 from paste_agent.store.kept_traces import Wanted
 from paste_agent.store.store import COLUMNS, MEMORY, SeriesTotal, Store, pack_buckets
 from tests.recorders import Script
@@ -117,6 +117,10 @@ ASKED: list[tuple[str, Where | None, str | None]] = [
 def check(store: Store, start: float, end: float, most_points: int = 30) -> None:
     """All that can be asked of a span of time agrees with the rollups."""
     every = store.totals_between(start, end)
+    seen = {canonical(one[0]): one[1:] for one in lookup.times_seen(store, REQUEST_DURATION, start, end)}
+    asked = "SELECT attributes, min(start), max(start) FROM rollups JOIN series ON id = series WHERE metric = ?"
+    times = store.query(f"{asked} AND start >= ? AND start < ? GROUP BY series", (REQUEST_DURATION, start, end))
+    assert seen == {attributes: (first, last) for attributes, first, last in times}
     assert by_name(history.totals(store, start, end)) == by_name(every)
     window = history.window_of(start, end, most_points)
     slots = [store.totals_between(at, at + window.step_s) for at in window.starts]
@@ -378,6 +382,7 @@ def test_no_query_goes_through_a_whole_table(store: Store, with_copies: bool, ro
         for metric, where, by in ASKED:
             history.totals(store, start, NOW, [metric], where)
             history.points(store, window, metric, where, by)
+            lookup.times_seen(store, metric, start, NOW)
         history.totals(store, start, NOW)
         health.health(store, start, NOW)
         for wanted in (Wanted(), Wanted({"http.route": "/a"}, failed=True, why=1, min_duration_ns=5, error="x")):
