@@ -18,7 +18,6 @@ from paste_agent.dashboard.pages.common import (
     errors_chart,
     latency_chart,
     number_form,
-    per_second,
     percentiles,
     share_cell,
     spent_chart,
@@ -50,7 +49,9 @@ from paste_agent.wording import apdex_text, duration, many, one_line, rate_text,
 _NOW_S = 300
 _ROUTES, _ERRORS, _LOST = 8, 6, 3
 #: Kept transactions that the newest of an error is looked for in.
-_LOOKED_AT = 500
+_LOOKED_AT = 100
+#: Points of a line of the size of a word.
+_SPARK = 30
 _NS = 1_000_000_000
 _OVERFLOW = "otel.metric.overflow"
 _NO_ERROR = object()
@@ -232,14 +233,16 @@ def _routes(view: View, series: Sequence[SeriesTotal]) -> Markup:
     names = ("http.request.method", "http.route", _OVERFLOW)
     groups = sorted(_grouped(series, names), key=lambda group: -group.sum_ns)
     whole_ns = sum(group.sum_ns for group in groups) or 1
+    steps = view.span.window(_SPARK)  # the last of which has not ended
     rows: list[list[Child]] = []
     for group in groups[:_ROUTES]:
         # One by one: all of them over time would be far more than is shown.
-        over_time = view.points(REQUEST_DURATION, {name: group.attributes.get(name) for name in names})[None]
+        where = {name: group.attributes.get(name) for name in names}
+        over_time = history.points(view.store, steps, REQUEST_DURATION, where)[None]
         found = figures_of(all_of(group.totals))
         rows.append([
             transaction_link(view, group.attributes),
-            spark(per_second(view, over_time)),
+            spark([float(total.count) for total in over_time[:-1]]),
             rate_text(group.count, view.seconds),
             error_cell(group.errors, group.count),
             duration_cell(found["p50_s"]),
