@@ -30,6 +30,8 @@ _NS = 1_000_000_000
 SHARED = ("database", "cache", "call", "message", "template", "layers")
 #: Kept traces that findings, and the messages of errors, are taken from: the newest.
 _TRACES = 500
+#: How exact the times of errors are that are older than a quarter of an hour: to be more so would take much longer.
+_WITHIN_S = 3600
 _OVERFLOW = "otel.metric.overflow"
 
 Key = tuple[Any, ...]
@@ -285,9 +287,9 @@ def errors(store: Store, series: Sequence[SeriesTotal], start_s: float, end_s: f
     """Errors by type, place and route, those that nobody expects first, the most frequent of them first.
 
     Each: `type`, `place` (`module.function`; None unknown), `route`, `expected`, `count`, `first_seen` and `last_seen`
-    (not after it: by where the rollup begins, which is 10 s wide, or once it has aged a minute or an hour; by the
-    newest kept trace where that is later), `last_message` and `last_trace_id` of the newest kept one. Counted whether
-    they left the application or were handled.
+    (not after it: by where the rollup begins, which is 10 s wide, or by where the quarter of an hour or the hour
+    does once it is over; by the newest kept trace where that is later), `last_message` and `last_trace_id` of the
+    newest kept one. Counted whether they left the application or were handled.
     """
     seen: dict[_ErrorKey, _Seen] = {}
     for found in series:
@@ -295,7 +297,7 @@ def errors(store: Store, series: Sequence[SeriesTotal], start_s: float, end_s: f
             seen.setdefault(_error_key(found.attributes), _Seen()).count += found.total.count
     _add_uncounted(seen, series)
     for metric, having in ((ERRORS, ""), (REQUEST_DURATION, "error.type")):
-        for attributes, first_s, last_s in lookup.times_seen(store, metric, start_s, end_s, having):
+        for attributes, first_s, last_s in lookup.times_seen(store, metric, start_s, end_s, having, within_s=_WITHIN_S):
             known = seen.get(_error_key(attributes))
             if known is not None:
                 known.at(first_s, last_s)

@@ -82,12 +82,12 @@ def _digest(text: str | None) -> dict[str, Any]:
 
 
 def times_seen(
-    store: Store, metric: str, start_s: float, end_s: float, having: str = ""
+    store: Store, metric: str, start_s: float, end_s: float, having: str = "", *, within_s: int = 0
 ) -> list[tuple[Mapping[str, object], float, float]]:
     """Attributes of each series of a metric, and where the first and the last rollup begin that it is in.
 
     Of the rollups that begin in [start_s, end_s); s since the epoch, as exact as the rollups are wide.
-    having: an attribute that the series must have.
+    having: an attribute that the series must have. within_s: how far before that the times may be, for speed.
     """
     with store.reading():
         named = store.query(
@@ -95,14 +95,17 @@ def times_seen(
             (metric, f"{json.dumps(having)}: " if having else ""),
         )
         state = cover.state_of(store)
-        seen = _seen(store, state, [number for number, _ in named], math.ceil(start_s), math.ceil(min(end_s, _MAX_S)))
+        span = math.ceil(start_s), math.ceil(min(end_s, _MAX_S))
+        seen = _seen(store, state, [number for number, _ in named], span, within_s)
     return [(json_object(attributes), *map(float, seen[number])) for number, attributes in named if number in seen]
 
 
-def _seen(store: Store, state: cover.State, numbers: Sequence[int], start: int, end: int) -> dict[int, tuple[int, int]]:
+def _seen(
+    store: Store, state: cover.State, numbers: Sequence[int], span: tuple[int, int], within_s: int
+) -> dict[int, tuple[int, int]]:
     """By series, where its first and its last rollup begin. Copies tell where to look closer."""
     keys = {number: number for number in numbers}
-    pieces = cover.cover(state, start, end, cover.SERIES)
+    pieces = cover.cover(state, *span, cover.SERIES)
     if not keys or not pieces:
         return {}
     cover.use(store, keys)
@@ -114,22 +117,22 @@ def _seen(store: Store, state: cover.State, numbers: Sequence[int], start: int, 
     ends = {number: (min(places), max(places)) for number, places in found.items()}
     closer: dict[tuple[int, int], list[int]] = {}
     for number, places in ends.items():
-        for place in {place for place in places if place[1]}:
+        for place in {place for place in places if place[1] > within_s}:
             closer.setdefault(place, []).append(number)
-    within = {place: _within(store, state, place, some) for place, some in closer.items()}
+    within = {place: _within(store, state, place, some, within_s) for place, some in closer.items()}
     return {
         number: (
-            within[first][number][0] if first[1] else first[0],
-            within[last][number][1] if last[1] else last[0],
+            within[first][number][0] if first[1] > within_s else first[0],
+            within[last][number][1] if last[1] > within_s else last[0],
         )
         for number, (first, last) in ends.items()
     }
 
 
 def _within(
-    store: Store, state: cover.State, place: tuple[int, int], numbers: Sequence[int]
+    store: Store, state: cover.State, place: tuple[int, int], numbers: Sequence[int], within_s: int
 ) -> dict[int, tuple[int, int]]:
     """The same of one copy's slot, by what is narrower."""
     start, width = place
     narrower = {level: span for level, span in state.spans.items() if level[0] < width}
-    return _seen(store, state._replace(spans=narrower), numbers, start, start + width)
+    return _seen(store, state._replace(spans=narrower), numbers, (start, start + width), within_s)

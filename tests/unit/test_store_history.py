@@ -121,6 +121,10 @@ def check(store: Store, start: float, end: float, most_points: int = 30) -> None
     asked = "SELECT attributes, min(start), max(start) FROM rollups JOIN series ON id = series WHERE metric = ?"
     times = store.query(f"{asked} AND start >= ? AND start < ? GROUP BY series", (REQUEST_DURATION, start, end))
     assert seen == {attributes: (first, last) for attributes, first, last in times}
+    for attributes, first, last in lookup.times_seen(store, REQUEST_DURATION, start, end, within_s=HOUR):
+        exactly = seen.pop(canonical(attributes))
+        assert all(about <= at < about + HOUR for at, about in zip(exactly, (first, last), strict=True))
+    assert seen == {}
     assert by_name(history.totals(store, start, end)) == by_name(every)
     window = history.window_of(start, end, most_points)
     slots = [store.totals_between(at, at + window.step_s) for at in window.starts]
