@@ -15,6 +15,8 @@ RUNTIME = [
     "rich>=13,<16",
     "click>=8.1,<9",
 ]
+# What gunicorn_django and paste_agent.django serve.
+DJANGO = ["Django>=4.2"]
 # What the tests drive the agent with: other servers, frameworks, a collector.
 TEST = [
     "pytest>=8",
@@ -42,7 +44,7 @@ TEST = [
     "Chameleon>=4",
     "cornice>=6",
     "Flask>=3",
-    "Django>=4.2",
+    *DJANGO,
     "bottle>=0.12.25",
     "falcon>=3.1",
     "pecan>=1.5",
@@ -84,7 +86,7 @@ setup(
     package_data={"paste_agent": ["py.typed"], "paste_agent.demo": ["static/*"], "paste_agent.dashboard": ["static/*"]},
     python_requires=">=3.10",
     install_requires=RUNTIME,
-    extras_require={"test": TEST, "apps": APPS, "lint": LINT},
+    extras_require={"test": TEST, "apps": APPS, "lint": LINT, "django": DJANGO},
     entry_points={
         "paste.filter_app_factory": ["main = paste_agent.filter:main"],
         "paste.server_runner": ["main = paste_agent.server.runner:main"],
@@ -95,6 +97,7 @@ setup(
         "paste.composite_factory": ["mount = paste_agent.dashboard.mount:main"],
         "console_scripts": [
             "gunicorn_paster = paste_agent.server.gunicorn_paster:run",
+            "gunicorn_django = paste_agent.server.gunicorn_django:run",
             "paste-agent = paste_agent.cli.main:run",
         ],
     },

@@ -34,7 +34,8 @@ Where a value comes from, the first that has one:
 4. the default.
 
 A wrong value or an unknown key stops the start with one line that says where it stands and what was expected.
-`paste-agent check production.ini` shows what is in effect, and where each value came from.
+`paste-agent settings production.ini` shows what is in effect, and where each value came from; `paste-agent check`
+tries it as well. Headers, certificates and proxies: [The way to a collector](collector.md).
 
 The loader drops a key that `[DEFAULT]` has too; `check` warns of it.
 

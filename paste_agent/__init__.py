@@ -6,7 +6,7 @@ Switched on by one line of ini: `[filter:agent] use = egg:paste_agent`. What an 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+TYPE_CHECKING = False  # typing is not imported, nor anything else: see launch/aboard/sitecustomize.py
 
 __version__ = "0.1.0"
 __all__ = [

@@ -104,6 +104,8 @@ class AgentFilter:
         transaction.scheme = str(environ.get("wsgi.url_scheme", ""))
 
 
+#: How many filters pipelines have had made in this process, those that are switched off too.
+made = 0
 _PARENT_FORMATS = frozenset(("tracecontext", "b3", "b3multi", "jaeger"))
 
 
@@ -150,6 +152,8 @@ def main(app: WSGIApplication, global_conf: Mapping[str, str], **local_conf: str
 
     Raises SettingError, one line that names section, key, value and cure.
     """
+    global made
+    made += 1
     global_conf = global_conf or {}
     section = ini.section_of(global_conf) if global_conf.get("__file__") else settings.DEFAULT_SECTION
     return measured(app, settings.load(local_conf, global_conf, os.environ, section))

@@ -81,7 +81,8 @@ def services(
     sections = filter_sections(path)
     if not sections:
         raise IniError(
-            f"{path}: no section says `use = egg:paste_agent`; add [filter:agent] and put it first in the pipeline"
+            f"{path}: no section says `use = egg:paste_agent`; add [filter:agent] and put it first in the pipeline,"
+            " or let `paste-agent install` do it"
         )
     found: list[settings.Settings] = []
     for section in sections:

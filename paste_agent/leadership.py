@@ -5,8 +5,6 @@ Imported by the process that leads, when it first does: the other workers do not
 
 from __future__ import annotations
 
-import platform
-import socket
 import sqlite3
 import time
 from collections import deque
@@ -14,8 +12,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from paste_agent import native, probes
-from paste_agent.exporters.resource import Facts, resource_of
+from paste_agent import native
+from paste_agent.exporters.resource import facts, resource_of
 from paste_agent.kept import TraceRow
 from paste_agent.lead import Lead
 from paste_agent.log import Warnings, hush_exports, say
@@ -194,12 +192,18 @@ class _ExportThread:
         self._settings = settings
         self._lead = lead
         self._warn = warn
-        native.start_thread(self._run)
+        self._started = True
+        try:
+            native.start_thread(self._run)
+        except RuntimeError:  # since Python 3.12, once the interpreter has begun to end
+            self._started = False
 
     def finish(self, deadline: float) -> None:
         """Send what is left, and wait for it until `deadline`, s of the monotonic clock."""
         self._deadline = deadline
         self.stop.set()
+        if not self._started:
+            self._run()
         self._done.wait(deadline - time.monotonic())
 
     def _run(self) -> None:
@@ -220,7 +224,7 @@ class _ExportThread:
             from paste_agent.exporters.otlp import OtlpExporter
         store = Store(self._lead.store.path)
         try:
-            resource = resource_of(self._settings, store.meta("service.instance.id") or "", _facts())
+            resource = resource_of(self._settings, store.meta("service.instance.id") or "", facts())
             exporter = OtlpExporter(self._settings, resource, self._warn, sleep=self._nap)
             try:
                 self._loop(exporter, store)
@@ -273,11 +277,6 @@ class _ExportThread:
             yield
         except sqlite3.Error as error:
             self._warn("store", f"store {self._lead.store.path}: {error}; what was to be sent waits")
-
-
-def _facts() -> Facts:
-    runtime, version = platform.python_implementation().lower(), platform.python_version()
-    return Facts(socket.gethostname(), runtime, version, probes.web_engine())
 
 
 def _cycle_s(settings: Settings, signal: str) -> float:

@@ -219,10 +219,14 @@ _owed_faults: list[tuple[str, BaseException]] = []
 _owed: deque[Owed] = deque(maxlen=_MOST_OWED)
 
 
+def identity_of(settings: Settings) -> tuple[str, str, str | None]:
+    """What tells one service from another on this host."""
+    return settings.service_name, settings.store, settings.runtime_dir
+
+
 def agent_of(settings: Settings) -> Agent:
     """The agent of a service; one a service, however often its filter is made in this process."""
-    identity = (settings.service_name, settings.store, settings.runtime_dir)
-    agent = _agents.setdefault(identity, Agent(settings))
+    agent = _agents.setdefault(identity_of(settings), Agent(settings))
     if agent.serving is None:
         agent.settings = settings  # those of a reload, where the ini has been read again
     while _owed:
@@ -246,6 +250,19 @@ def announce(services: Sequence[Settings]) -> None:
         if agent not in agents:
             del _agents[identity]
             agent.finish()
+
+
+def withdraw(settings: Settings) -> None:
+    """A service that was announced, and has no application after all: what is recorded from now on is another's."""
+    agent = _agents.get(identity_of(settings))
+    if agent is not None and not agent.has_filter:
+        del _agents[identity_of(settings)]
+        agent.finish()
+
+
+def served() -> list[Settings]:
+    """The services that have an application in this process."""
+    return [agent.settings for agent in _agents.values() if agent.has_filter]
 
 
 def current_agent() -> Agent | None:

@@ -45,6 +45,7 @@ RECORDS_DROPPED = "paste_agent.records.dropped"
 SPANS_DROPPED = "paste_agent.spans.dropped"
 EXPORT_FAILED = "paste_agent.export.failed"
 INTERNAL_ERRORS = "paste_agent.internal.errors"
+TEST = "paste_agent.test"
 
 #: Attributes that the metrics of this table have.
 WORKER_NUMBER = "paste_agent.worker.number"  #: int, on every figure of a single worker
@@ -113,6 +114,7 @@ TABLE: dict[str, Metric] = {
         Metric(SPANS_DROPPED, "counter", "{record}", "Finished spans that gave way to requests."),
         Metric(EXPORT_FAILED, "counter", "{item}", "Data points, spans and logs that a collector did not take."),
         Metric(INTERNAL_ERRORS, "counter", "{error}", "Faults of the agent itself."),
+        Metric(TEST, "gauge", "1", "Sent by `paste-agent send-test` alone."),
     ]
 }
 

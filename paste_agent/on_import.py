@@ -7,12 +7,15 @@ takes in a worker.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
-from importlib.machinery import ModuleSpec
-from types import ModuleType
-from typing import Any
 
-Call = Callable[[ModuleType], None]
+TYPE_CHECKING = False  # typing is not imported: a program that is started with the agent on board may do without it
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from importlib.machinery import ModuleSpec
+    from types import ModuleType
+    from typing import Any
+
+    Call = Callable[[ModuleType], None]
 
 _waiting: dict[str, list[Call]] = {}
 

@@ -12,13 +12,16 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
+from paste_agent import headers
 from paste_agent.errors import SettingError
 
 #: Variables that are no keys: the file that settings come from where no pipeline has a section of ours, and which of
 #: its sections is laid over the first.
 CONFIG_FILE, ENVIRONMENT = "PASTE_AGENT_CONFIG_FILE", "PASTE_AGENT_ENVIRONMENT"
+#: Relative paths start there, where there is no ini; set for the programs that are started with the agent on board.
+HERE = "PASTE_AGENT__HERE"
 SIGNALS = ("traces", "metrics", "logs")
 #: A store that is not to survive a reboot: it lives in the runtime directory.
 IN_MEMORY = "memory"
@@ -32,9 +35,8 @@ INSTRUMENTATIONS = (
 )  # fmt: skip
 _TRUE = frozenset(("true", "yes", "on", "1"))
 _FALSE = frozenset(("false", "no", "off", "0"))
-_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_HEADER_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")  #: what http.client sends
 _USER_INFO = re.compile(r"//[^/]*@")
+_QUERY = re.compile(r"\?[^#]*")
 
 
 class _WrongValue(Exception):
@@ -118,24 +120,17 @@ def _url(text: str) -> str:
 
 
 def _pairs(text: str) -> dict[str, str]:
-    """`key=value,key=value`, values percent-encoded, as OTEL_RESOURCE_ATTRIBUTES and W3C Baggage have them."""
-    pairs: dict[str, str] = {}
-    for item in text.split(","):
-        if not item.strip():
-            continue
-        key, equals, value = item.partition("=")
-        if not equals or not key.strip():
-            raise _WrongValue("expected key=value pairs separated by commas, for example team=shop,tier=web")
-        pairs[key.strip()] = unquote(value.strip())
-    return pairs
+    found = headers.pairs(text)
+    if found is None:
+        raise _WrongValue("expected key=value pairs separated by commas, for example team=shop,tier=web")
+    return found
 
 
 def _headers(text: str) -> dict[str, str]:
-    pairs = _pairs(text)
-    for name, value in pairs.items():
-        if not _HEADER_NAME.fullmatch(name) or not _HEADER_VALUE.fullmatch(value):
-            raise _WrongValue("expected header=value pairs separated by commas, for example x-api-key=abc")
-    return pairs
+    found = {name: value.strip(" \t") for name, value in _pairs(text).items()}
+    if not headers.can_be_sent(found):
+        raise _WrongValue("expected header=value pairs separated by commas, for example x-api-key=abc")
+    return found
 
 
 def _choice(*words: str) -> Callable[[str], str]:
@@ -248,7 +243,7 @@ def _per_minute(key: str, default: float, help_text: str) -> Setting:
 
 
 def _otlp_rows(signal: str) -> list[Setting]:
-    """The seven rows of a collector: for all signals when `signal` is '', else for that one."""
+    """The eight rows of a collector: for all signals when `signal` is '', else for that one."""
     prefix = f"{signal}_" if signal else ""
     variable = f"OTEL_EXPORTER_OTLP_{prefix.upper()}"
     whom = f" for {signal} alone" if signal else ""
@@ -258,7 +253,8 @@ def _otlp_rows(signal: str) -> list[Setting]:
     )
     return [
         Setting(f"{prefix}endpoint", _url, None, "", f"Collector's OTLP/HTTP address{whom}: {where}.", otel=f"{variable}ENDPOINT", default_text=same),
-        Setting(f"{prefix}headers", _headers, None if signal else {}, "", f"Headers sent to the collector{whom}, key=value,key=value.", otel=f"{variable}HEADERS", secret=True, default_text=same),
+        Setting(f"{prefix}headers", _headers, None if signal else {}, "", f"Headers sent to the collector{whom}, key=value,key=value; ${{NAME}} stands for an environment variable.", otel=f"{variable}HEADERS", secret=True, default_text=same),
+        Setting(f"{prefix}headers_file", _path, None, "", f"File of headers sent to the collector{whom}, `name: value` on each line; read again when it changes.", default_text=same),
         Setting(f"{prefix}timeout_s", _seconds, None if signal else 10.0, "s", f"How long one export may take{whom}.", otel=f"{variable}TIMEOUT", from_otel=_milliseconds, default_text=same),
         Setting(f"{prefix}compression", _choice("gzip", "none"), None if signal else "gzip", "", f"Compression of what is sent{whom}: gzip or none.", otel=f"{variable}COMPRESSION", default_text=same),
         Setting(f"{prefix}certificate", _path, None, "", f"PEM file of the authorities trusted to sign the collector's certificate{whom}.", otel=f"{variable}CERTIFICATE", default_text=same),
@@ -273,7 +269,7 @@ TABLE: dict[str, Setting] = {
         Setting("enabled", _boolean, True, "", "false: the filter's factory returns the application itself.",
                 otel="OTEL_SDK_DISABLED", from_otel=_negated),
         Setting("service_name", _text, None, "", "Name of the service. Each has its own recorders, lease and store.",
-                default_text="the ini's name without `.ini`", otel="OTEL_SERVICE_NAME"),
+                default_text="the ini's name without `.ini`; without an ini, the name of what is served", otel="OTEL_SERVICE_NAME"),
         Setting("resource_attributes", _pairs, {}, "", "Further attributes of the resource, key=value,key=value, such as deployment.environment.name=production.",
                 otel="OTEL_RESOURCE_ATTRIBUTES"),
         Setting("store", _path, None, "", "Path of the store, relative to the ini; `memory`: in the runtime directory, gone after a reboot.",
@@ -329,7 +325,7 @@ TABLE: dict[str, Setting] = {
 
 
 def shown(row: Setting, value: object) -> str:
-    """A value as people are told it: never a secret, never what stands before the @ of an address. '' for none."""
+    """A value as people are told it: never a secret, never user or query of an address. '' for none."""
     if value is None or value in ({}, ()):
         return ""
     if isinstance(value, dict):
@@ -343,7 +339,8 @@ def shown(row: Setting, value: object) -> str:
     if isinstance(value, float):
         return f"{value:g} {row.unit}".strip()
     if row.key.endswith("endpoint"):
-        return _USER_INFO.sub("//***@", str(value))
+        # A key may stand in the query as well.
+        return _QUERY.sub("?***", _USER_INFO.sub("//***@", str(value)))
     return f"{value} {row.unit}".strip()
 
 
@@ -357,6 +354,7 @@ class Target(NamedTuple):
     certificate: str | None
     client_key: str | None
     client_certificate: str | None
+    headers_file: str | None = None  #: what it says goes before `headers`
 
 
 class Settings:
@@ -436,22 +434,27 @@ class Settings:
             if base is None:
                 return None
             url = f"{str(base).rstrip('/')}/v1/{signal}"
-        headers, timeout_s = of("headers"), of("timeout_s")
-        assert isinstance(headers, dict)
+        timeout_s = of("timeout_s")
         assert isinstance(timeout_s, float)
 
         def path(key: str) -> str | None:
             value = of(key)
             return None if value is None else str(value)
 
+        # A signal with headers of its own may go elsewhere, where the keys of the others are nobody's business.
+        of_its_own = any(self.values[f"{signal}_{key}"] is not None for key in ("headers", "headers_file"))
+        prefix = f"{signal}_" if of_its_own else ""
+        sent, file = self.values[f"{prefix}headers"] or {}, self.values[f"{prefix}headers_file"]
+        assert isinstance(sent, dict)
         return Target(
             url=str(url),
-            headers=headers,
+            headers=sent,
             timeout_s=timeout_s,
             gzip=of("compression") == "gzip",
             certificate=path("certificate"),
             client_key=path("client_key"),
             client_certificate=path("client_certificate"),
+            headers_file=None if file is None else str(file),
         )
 
 
@@ -460,12 +463,14 @@ def load(
     global_conf: Mapping[str, str],
     environ: Mapping[str, str],
     section: str = DEFAULT_SECTION,
+    fallback_name: str | None = None,
 ) -> Settings:
     """Read the settings of one service.
 
     local_conf, global_conf: as PasteDeploy passes them to a factory.
     environ: the process's environment.
     section: for messages, such as `filter:agent`.
+    fallback_name: of the service, where neither a setting nor an ini gives it one.
     Raises SettingError for an unknown key or a wrong value, wherever it stands.
     """
     for key in local_conf:
@@ -482,7 +487,7 @@ def load(
     for row in TABLE.values():
         values[row.key], origins[row.key] = _effective(row, local_conf, environ, section)
     overruled = _overrule(values) if values["high_security"] else ()
-    _derive(values, global_conf, environ)
+    _derive(values, global_conf, environ, fallback_name)
     return Settings(values, origins, section, overruled)
 
 
@@ -493,14 +498,25 @@ def _effective(
     row: Setting, local_conf: Mapping[str, str], environ: Mapping[str, str], section: str
 ) -> tuple[object, str]:
     """The value of one row, and where it came from."""
+
+    def own_form(text: str) -> str:
+        return _expanded(text, environ) if row.secret else text
+
     if row.key in local_conf:
-        return _read(row, f"[{section}] {row.key}", local_conf[row.key], _as_it_is), "ini"
+        return _read(row, f"[{section}] {row.key}", local_conf[row.key], own_form), "ini"
     # OpenTelemetry's specification: an empty variable is one that is not set.
     if environ.get(row.variable):
-        return _read(row, row.variable, environ[row.variable], _as_it_is), row.variable
+        return _read(row, row.variable, environ[row.variable], own_form), row.variable
     if row.otel and environ.get(row.otel):
         return _read(row, row.otel, environ[row.otel], row.from_otel), row.otel
     return row.default, "default"
+
+
+def _expanded(text: str, environ: Mapping[str, str]) -> str:
+    try:
+        return headers.expanded(text, environ)
+    except ValueError as wrong:
+        raise _WrongValue(str(wrong)) from None
 
 
 def read(key: str, place: str, text: str) -> object:
@@ -543,24 +559,27 @@ def _overrule(values: dict[str, object]) -> tuple[str, ...]:
     return overruled
 
 
-def _derive(values: dict[str, object], global_conf: Mapping[str, str], environ: Mapping[str, str]) -> None:
+def _derive(
+    values: dict[str, object], global_conf: Mapping[str, str], environ: Mapping[str, str], name: str | None
+) -> None:
     """Fill in the defaults that another setting or the host decides."""
     ini = global_conf.get("__file__")
     if values["service_name"] is None:
         stem = os.path.splitext(os.path.basename(ini))[0] if ini else ""
-        values["service_name"] = stem or "unknown_service"
+        values["service_name"] = stem or name or "unknown_service"
     if values["slow_request_s"] is None:
         apdex_t_s = values["apdex_t_s"]
         assert isinstance(apdex_t_s, float)
         values["slow_request_s"] = 4 * apdex_t_s
-    here = os.path.dirname(os.path.abspath(ini)) if ini else os.getcwd()
+    # A program that is started with the agent on board may have left the directory that it was started in.
+    here = os.path.dirname(os.path.abspath(ini)) if ini else environ.get(HERE) or os.getcwd()
     store = values["store"]
     if store is None:
         state = environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
         store = os.path.join(state, "paste-agent", f"{file_name_of(str(values['service_name']))}.sqlite")
     if store != IN_MEMORY:
         values["store"] = os.path.join(here, str(store))
-    for key in ("runtime_dir", "certificate", "client_key", "client_certificate"):
+    for key in ("runtime_dir", "headers_file", "certificate", "client_key", "client_certificate"):
         for name in (key, *(f"{signal}_{key}" for signal in SIGNALS)):
             if values.get(name) is not None:
                 values[name] = os.path.join(here, str(values[name]))

@@ -126,24 +126,21 @@ def end(
         inside = transaction.inside
         if transaction.environ is None or inside is None:
             return
-        around, slot = span.around, transaction.slot
+        around, slot, category = span.around, transaction.slot, span.category
+        parent, code = 0, None
         if around.__class__ is Span:
             around.children_ns += duration_ns
             parent = around.number
             if slot:
                 _pack_span(recorder.buffer, slot + SPAN_AT, transaction.number, around.text)
-        else:
-            parent = 0
-            if slot:
-                recorder.longs[(slot + SPAN_AT) >> 3] = 0
+        elif slot:
+            recorder.longs[(slot + SPAN_AT) >> 3] = 0
         if span.children_ns:
             # Threads of one transaction may have had spans inside of this one at the same time.
             own_ns = duration_ns - span.children_ns if duration_ns > span.children_ns else 0
-        category = span.category
         if category < _own_parts:
             inside.times[category] += own_ns
             inside.counts[category] += 1
-        code = None
         if category == DATABASE:
             queries, text, sampler = inside.queries, span.text, recorder.sampler
             times = queries.get(text, 0) + 1

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
-from urllib.parse import quote
 
 import click
-from paste.deploy import loadwsgi
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from paste_agent import ini, settings
-from paste_agent.errors import AgentError
+from paste_agent.cli import loading
+from paste_agent.cli.settings_table import table_of
+from paste_agent.cli.sources import DEFAULT, is_own_file, source_of
+from paste_agent.cli.style import console_of
+from paste_agent.errors import AgentError, IniError
+from paste_agent.exporters import connection
 from paste_agent.runtime_dir import service_dir
 from paste_agent.settings import IN_MEMORY, Settings
 
@@ -43,53 +43,51 @@ class _Findings:
         self._console.print(Text.assemble((mark, f"bold {style}"), " ", text), soft_wrap=True)
 
 
-@click.command()
-@click.argument("path", metavar="INI", default="production.ini")
+@click.command(short_help="Validate an ini, and try the collector.")
+@click.argument("path", metavar="INI", default=DEFAULT)
 @click.option("--app", "name", default="main", show_default=True, help="Section that the server loads.")
 @click.option("--all", "show_all", is_flag=True, help="List also the settings that are left at their default.")
 def command(path: str, name: str, show_all: bool) -> None:
-    """Validate an ini, show every effective setting with its origin, and try the collector. Exit status 0 or 1."""
-    console = Console(highlight=False)
+    """Validate an ini, show every effective setting with its origin, and try store and collector.
+
+    INI is a service's ini, production.ini when it is left out, or a file with a section [paste_agent]. The
+    collector is asked with requests that hold nothing; `paste-agent send-test` sends something to look for.
+    Exit status 1 when something would not work.
+    """
+    console = console_of()
     findings = _Findings(console)
     try:
-        services = ini.services(path, os.environ)
+        services = source_of(path, os.environ).services
+        own_file = is_own_file(path)
     except AgentError as error:
         findings.fail(str(error))
         sys.exit(1)
-    _check_loading(findings, os.path.abspath(path), name)
+    if not own_file:
+        _check_loading(findings, os.path.abspath(path), name)
     for found in services:
         console.print()
-        console.print(_settings_table(found, show_all))
+        console.print(table_of(found, f"[{found.section}]", show_all))
         _check_service(findings, path, found)
     sys.exit(1 if findings.bad else 0)
 
 
 def _check_loading(findings: _Findings, path: str, name: str) -> None:
-    """Load every section that [app:name] leads to, without building anything."""
-    sys.path.insert(0, os.path.dirname(path))
     try:
-        context = loadwsgi.loadcontext(loadwsgi.APP, f"config:{quote(path)}", name=name)
-    except Exception as error:  # a section's module may raise anything when it is imported
-        findings.fail(f"{path}: the loader fails: {type(error).__name__}: {' '.join(str(error).split())}")
+        context = loading.context_of(path, name)
+    except IniError as error:
+        findings.fail(str(error))
         return
     findings.good(f"{path}: the loader finds all of [{name}]")
-    if not any(getattr(part.object, "__module__", None) == "paste_agent.filter" for part in _parts(context)):
-        findings.warn(f"nothing in [{name}] uses the agent: put it first in the pipeline, or say `filter-with`")
-
-
-def _parts(context: loadwsgi.LoaderContext) -> Iterator[loadwsgi.LoaderContext]:
-    """A context and all that it is made of. What a composite mounts is known to the composite alone."""
-    yield context
-    for name in ("app_context", "filter_context", "next_context"):
-        inner = getattr(context, name, None)
-        if inner is not None:
-            yield from _parts(inner)
-    for inner in getattr(context, "filter_contexts", ()):
-        yield from _parts(inner)
+    if loading.unservable(context):
+        findings.fail(f"[{name}]: PasteDeploy cannot serve a `filter-with` around a pipeline; put it into the pipeline")
+    if not any(map(loading.is_agent, loading.layers(context))):
+        findings.warn(
+            f"nothing in [{name}] uses the agent: `paste-agent install {os.path.relpath(path)}` puts it there"
+        )
 
 
 def _check_service(findings: _Findings, path: str, found: Settings) -> None:
-    for key in ini.dropped_keys(path, found.section):
+    for key in [] if is_own_file(path) else ini.dropped_keys(path, found.section):
         place = f"[{found.section}] {key}"
         findings.warn(f"{place}: the loader drops it, because [DEFAULT] has {key} too; rename that one")
     for key in found.overruled:
@@ -135,31 +133,14 @@ def _check_collector(findings: _Findings, found: Settings) -> None:
     if not any(found.target(signal) for signal in settings.SIGNALS):
         findings.good("no endpoint: measurements stay in the store")
         return
+    problems = connection.problems(found)
+    for problem in problems:
+        say = findings.fail if problem.fatal else findings.warn
+        say(f"[{found.section}] {problem}")
     from paste_agent.exporters.otlp import try_collector
 
-    for signal, url, ok, answer in try_collector(found, _TIMEOUT_S):
-        say = findings.good if ok else findings.fail
-        say(f"collector, {signal}: {url}: {answer}")
-
-
-def _settings_table(found: Settings, show_all: bool) -> Table:
-    table = Table(
-        box=box.SIMPLE_HEAD, pad_edge=False, title=f"[{found.section}]".replace("[", "\\["), title_justify="left"
-    )
-    table.add_column("setting", no_wrap=True)
-    table.add_column("value", overflow="fold", ratio=1)
-    table.add_column("from", no_wrap=True)
-    hidden = 0
-    for row in settings.TABLE.values():
-        origin, value = found.origins[row.key], found.values[row.key]
-        if value in (None, {}) and not show_all:
-            hidden += 1
+    for tried in try_collector(found, _TIMEOUT_S):
+        if tried.answer in map(str, problems):
             continue
-        table.add_row(row.key, _value_text(row, value), Text(origin, style="dim" if origin == "default" else "bold"))
-    if hidden:
-        table.caption = f"{hidden} that have no value are left out; --all lists them"
-    return table
-
-
-def _value_text(row: settings.Setting, value: object) -> Text:
-    return Text(settings.shown(row, value)) if settings.shown(row, value) else Text("–", style="dim")
+        say = findings.good if tried.taken else findings.fail
+        say(f"collector, {tried.signal}: {tried.url}: {tried.answer}")

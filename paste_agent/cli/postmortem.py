@@ -18,7 +18,7 @@ _LISTED = 10
 _FOR_EVER = 1e12
 
 
-@click.command()
+@click.command(short_help="Why a worker died, and over which request.")
 @click.argument("words", metavar="[INI|STORE] [ID]", nargs=-1)
 @click.option("--service", help="Which service, when the ini measures several.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead.")

@@ -49,7 +49,7 @@ class Span(click.ParamType):  # type: ignore[type-arg]  # generic in the newest 
         return float(match[1]) * _UNITS_S[match[2]]
 
 
-@click.command()
+@click.command(short_help="Requests, errors, durations: what a service measured.")
 @click.argument("path", metavar="INI|STORE", default="production.ini")
 @click.option("--since", type=Span(), help="Only what happened since then, such as 10m, 6h or 2d. [default: all]")
 @click.option("--service", help="Which service, when the ini measures several.")

@@ -6,8 +6,8 @@ import logging
 import os
 from typing import NamedTuple
 
-from paste_agent import ini
 from paste_agent.errors import IniError, RuntimeDirError
+from paste_agent.launch.configuration import services_in
 from paste_agent.log import Warnings, logger
 from paste_agent.recorder import layout
 from paste_agent.runtime_dir import STORE, existing_service_dir
@@ -41,11 +41,11 @@ def target_of(path: str, service: str | None) -> Target:
                 return Target(path, None)
     except OSError as error:
         raise IniError(f"{path}: {error.strerror}; give the service's ini, or the path of its store") from None
-    services = ini.services(path, os.environ)
+    services = services_in(path, os.environ)
     if service is not None:
         services = [found for found in services if found.service_name == service]
     if len(services) != 1:
-        names = ", ".join(found.service_name for found in ini.services(path, os.environ))
+        names = ", ".join(found.service_name for found in services_in(path, os.environ))
         raise IniError(f"{path}: measures the services {names}; choose one with --service")
     (found,) = services
     _catch_up(found)

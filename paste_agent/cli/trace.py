@@ -30,7 +30,7 @@ _MOST = 100
 _NS = 1_000_000_000
 
 
-@click.command()
+@click.command(short_help="One trace from within, as a tree.")
 @click.argument("words", metavar="[INI|STORE] ID", nargs=-1)
 @click.option("--service", help="Which service, when the ini measures several.")
 @click.option("--all", "everything", is_flag=True, help="Show each of many identical spans.")

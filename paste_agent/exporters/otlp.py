@@ -9,29 +9,28 @@ from __future__ import annotations
 
 import errno
 import http.client
-import io
 import os
 import random
-import socket
 import ssl
 import time
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from typing import Any, Literal
+from typing import Literal, NamedTuple
 from urllib.parse import urlsplit
 
 import requests
 import requests.utils
 import urllib3
-from requests.adapters import HTTPAdapter
 from requests.structures import CaseInsensitiveDict
 
 import paste_agent
 from paste_agent.aggregate import canonical
-from paste_agent.exporters import otlp_encode
+from paste_agent.exporters import connection, otlp_encode
+from paste_agent.exporters.deadline import DeadlineAdapter
 from paste_agent.exporters.otlp_encode import Message
+from paste_agent.headers import FileError, HeadersFile
 from paste_agent.kept import TraceRow
 from paste_agent.metrics import EXPORT_FAILED, REASON, SIGNAL, Reading
 from paste_agent.settings import SIGNALS, Settings, Target
@@ -48,6 +47,8 @@ _LONGEST_ASKED_S = 300.0
 #: zlib's: most of what level 6 saves, at half of its CPU. It lets go of the interpreter meanwhile.
 _GZIP_LEVEL = 3
 _MAX_EXCERPT = 200
+_SHORTEST_SECRET = 6
+_NOTHING_SENT = "; until then nothing is sent, and waits in the store"
 _READ_SIZE = 65_536
 
 #: Transactions of one request: encoding so many takes about 3 ms, after which others get the interpreter.
@@ -70,8 +71,20 @@ class Outcome:
 
     kind: Literal["sent", "refused", "later"]  #: refused: for good; later: it may be tried again
     rejected: int = 0  #: items of a request that was sent which the collector did not take
-    reason: str = ""  #: one word of few: status_400, connection, timeout, tls, request, partial_success; '' for none
+    reason: str = (
+        ""  #: one word of few: status_400, connection, timeout, proxy, tls, file, request, partial_success; '' for none
+    )
     detail: str = ""  #: for a person, one printable line
+
+
+class Tried(NamedTuple):
+    """What became of one request that is sent to see whether it can be."""
+
+    signal: str
+    url: str  #: without what is secret
+    taken: bool  #: all of it
+    answer: str  #: such as `200`, `404 Not Found: no such path`, `connection refused`; one line
+    took_s: float
 
 
 @dataclass(frozen=True)
@@ -85,78 +98,6 @@ class _Answer:
     problem: str = ""
     detail: str = ""
     hopeless: bool = False  #: no use in trying again before somebody mends something
-
-
-# -- a deadline for every byte -------------------------------------------------------------------------------------
-
-
-class _Reads(io.RawIOBase):
-    """What a socket receives, until the deadline.
-
-    A socket's own timeout begins anew with each byte that arrives: a collector that dribbles would hold the reporter.
-    """
-
-    def __init__(self, sock: socket.socket, remaining_s: Callable[[], float]) -> None:
-        self._socket = sock
-        self._raw = sock.makefile("rb", buffering=0)
-        self._remaining_s = remaining_s
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int | None:
-        remaining_s = self._remaining_s()
-        if remaining_s <= 0:
-            raise TimeoutError("timed out")
-        self._socket.settimeout(remaining_s)
-        return self._raw.readinto(buffer)
-
-    def close(self) -> None:
-        self._raw.close()
-        super().close()
-
-
-class _Readable:
-    """All that `http.client` wants of a socket to read a response from."""
-
-    def __init__(self, sock: socket.socket, remaining_s: Callable[[], float]) -> None:
-        self._reads = _Reads(sock, remaining_s)
-
-    def makefile(self, mode: str) -> io.BufferedReader:
-        return io.BufferedReader(self._reads)
-
-
-def _bounded(pool: type[Any], remaining_s: Callable[[], float]) -> type[Any]:
-    """A pool like `pool` whose responses end at the deadline, headers included."""
-
-    def response_class(_: object, sock: socket.socket, *args: Any, **options: Any) -> http.client.HTTPResponse:
-        return http.client.HTTPResponse(_Readable(sock, remaining_s), *args, **options)  # type: ignore[arg-type]
-
-    connection = type("Connection", (pool.ConnectionCls,), {"response_class": response_class})
-    return type("Pool", (pool,), {"ConnectionCls": connection})
-
-
-class _Adapter(HTTPAdapter):
-    """Never retries by itself: the Sender does, under its one deadline."""
-
-    def __init__(self, remaining_s: Callable[[], float]) -> None:
-        self._remaining_s = remaining_s
-        super().__init__(pool_connections=1, pool_maxsize=1, max_retries=0)
-
-    def init_poolmanager(self, *args: Any, **options: Any) -> None:
-        super().init_poolmanager(*args, **options)
-        self._bound(self.poolmanager)
-
-    def proxy_manager_for(self, proxy: str, **options: Any) -> Any:
-        known = proxy in self.proxy_manager
-        manager = super().proxy_manager_for(proxy, **options)
-        if not known:
-            self._bound(manager)
-        return manager
-
-    def _bound(self, manager: Any) -> None:
-        classes = manager.pool_classes_by_scheme.items()
-        manager.pool_classes_by_scheme = {scheme: _bounded(pool, self._remaining_s) for scheme, pool in classes}
 
 
 # -- one signal, one collector -------------------------------------------------------------------------------------
@@ -192,6 +133,8 @@ class Sender:
         self._sleep = sleep
         self._rng = rng
         self._session: requests.Session | None = None
+        self._headers_file = HeadersFile(target.headers_file) if target.headers_file else None
+        self._secrets: tuple[str, ...] = ()
         self._deadline = 0.0
         self._quiet_until = 0.0
         self._asked_for_quiet: Outcome | None = None
@@ -227,13 +170,18 @@ class Sender:
                 return outcome
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
-    def probe(self, timeout_s: float) -> tuple[bool, str]:
-        """Send a request without items, once. Returns whether it was taken, and what was answered."""
-        answer = self._post(self._packed(otlp_encode.empty_request(self.signal)), self._clock() + timeout_s)
+    def try_once(self, body: bytes, timeout_s: float) -> Tried:
+        """Post `body` a single time, and tell what became of it as for a person."""
+        started = self._clock()
+        answer = self._post(self._packed(body), started + timeout_s)
         outcome = self._judged(answer)
-        if outcome.kind != "sent":
-            return False, outcome.detail
-        return True, f"{answer.status}: {outcome.detail}" if outcome.detail else str(answer.status)
+        said = outcome.detail
+        if outcome.kind == "sent":
+            items = _ITEMS[self.signal][: -1 if outcome.rejected == 1 else None]
+            rejected = f"partial success, {outcome.rejected} {items} rejected" if outcome.rejected else ""
+            said = ": ".join(filter(None, (str(answer.status), rejected, outcome.detail)))
+        took = outcome.kind == "sent" and not outcome.rejected
+        return Tried(self.signal, self.url, took, said, self._clock() - started)
 
     def _packed(self, body: bytes) -> bytes:
         if not self._target.gzip:
@@ -249,28 +197,42 @@ class Sender:
         target = self._target
         certificate = target.client_certificate
         try:
+            headers = self._headers()
             with self._opened().post(
                 target.url,
                 data=packed,
-                headers=self._headers(),
+                headers=headers,
                 # Half: a name often has two addresses, tried one after the other.
                 timeout=(max(remaining_s / 2, 0.01), max(remaining_s, 0.01)),
                 verify=target.certificate or True,
-                cert=(certificate, target.client_key) if certificate and target.client_key else certificate,
+                # With the key's file named, one that is encrypted is an error, and no question to a terminal.
+                cert=(certificate, target.client_key or certificate) if certificate else None,
                 # A redirect would carry the telemetry, and the headers with a key in them, to wherever it says.
                 allow_redirects=False,
                 stream=True,
             ) as response:
                 return _Answer(response.status_code, response.reason or "", response.headers, _read(response))
+        except FileError as error:
+            return self._file_at_fault() or _Answer(problem="file", detail=str(error), hopeless=True)
         except requests.exceptions.SSLError as error:
-            return _Answer(problem="tls", detail=cause_of(error), hopeless=True)
+            return self._file_at_fault() or _Answer(problem="tls", detail=cause_of(error), hopeless=True)
         except requests.exceptions.Timeout:
             return _Answer(problem="timeout", detail="no answer in time")
+        except requests.exceptions.ProxyError as error:
+            return _Answer(problem="proxy", detail=f"the proxy: {cause_of(error)}")
         except (requests.exceptions.ConnectionError, requests.exceptions.ChunkedEncodingError) as error:
             return _Answer(problem="connection", detail=cause_of(error))
-        except (OSError, ValueError, urllib3.exceptions.HTTPError) as error:
-            # Nothing was sent: a URL, a header or a file that cannot be used. It waits until that is mended.
-            return _Answer(problem="request", detail=cause_of(error), hopeless=True)
+        except Exception as error:
+            # Nothing was sent: a URL, a header or a file that cannot be used. requests raises whatever comes to pass
+            # over the address of a proxy that is none. It waits until that is mended.
+            return self._file_at_fault() or _Answer(
+                problem="request", detail=self._masked(cause_of(error)), hopeless=True
+            )
+
+    def _file_at_fault(self) -> _Answer | None:
+        """Which setting names a file that cannot be used, in words that TLS libraries do not have."""
+        fatal = next((one for one in connection.problems_of(self._target) if one.fatal), None)
+        return None if fatal is None else _Answer(problem="file", detail=str(fatal), hopeless=True)
 
     def _remaining_s(self) -> float:
         return self._deadline - self._clock()
@@ -278,7 +240,7 @@ class Sender:
     def _opened(self) -> requests.Session:
         if self._session is None:
             session = self._make_session()
-            adapter = _Adapter(self._remaining_s)
+            adapter = DeadlineAdapter(self._remaining_s)
             session.mount("http://", adapter)
             session.mount("https://", adapter)
             session.auth = self._auth
@@ -295,7 +257,12 @@ class Sender:
     def _headers(self) -> CaseInsensitiveDict[str | bytes]:
         headers: CaseInsensitiveDict[str | bytes] = CaseInsensitiveDict()
         headers["User-Agent"] = f"paste-agent/{paste_agent.__version__}"
-        for name, value in self._target.headers.items():
+        given = CaseInsensitiveDict(self._target.headers)
+        if self._headers_file is not None:
+            given.update(self._headers_file.read())
+        proxies = requests.utils.get_environ_proxies(self._target.url)
+        self._secrets = _secrets_of(given.values(), [self._target.url, *proxies.values()])
+        for name, value in given.items():
             headers[name] = value.encode()
         # A compressed answer could be small on the wire and huge in memory.
         headers["Accept-Encoding"] = "identity"
@@ -303,6 +270,12 @@ class Sender:
         if self._target.gzip:
             headers["Content-Encoding"] = "gzip"
         return headers
+
+    def _masked(self, text: str) -> str:
+        """What a collector says, without the keys that it was sent: some repeat those that they do not know."""
+        for secret in self._secrets:
+            text = text.replace(secret, "***")
+        return text
 
     def _judged(self, answer: _Answer) -> Outcome:
         if not answer.status:
@@ -312,9 +285,9 @@ class Sender:
             partial = otlp_encode.read_partial(self.signal, answer.body)
             if partial is None:
                 return Outcome("sent")
-            return Outcome("sent", partial.rejected, "partial_success", excerpt(partial.message))
+            return Outcome("sent", partial.rejected, "partial_success", excerpt(self._masked(partial.message)))
         kind: Literal["later", "refused"] = "later" if answer.status in RETRIED else "refused"
-        return Outcome(kind, reason=f"status_{answer.status}", detail=_said(answer))
+        return Outcome(kind, reason=f"status_{answer.status}", detail=_said(answer, self._masked))
 
     def _asked_s(self, answer: _Answer) -> float:
         """How long the collector asks to be left alone: Retry-After, in seconds or as a date. 0: it does not."""
@@ -358,14 +331,24 @@ def excerpt(text: str) -> str:
     return line if len(line) <= _MAX_EXCERPT else f"{line[: _MAX_EXCERPT - 1]}…"
 
 
-def _said(answer: _Answer) -> str:
+def _secrets_of(values: Iterable[str], urls: Iterable[str]) -> tuple[str, ...]:
+    """What must not be shown of headers and URLs, the longest first: whole values, and what follows a `Bearer`.
+
+    A text of few characters is left out: it is no key, and all texts are full of it.
+    """
+    found = {word for value in values for word in (value, value.rpartition(" ")[2])}
+    found.update(requests.utils.get_auth_from_url(url)[1] for url in urls)
+    return tuple(sorted((one for one in found if len(one) >= _SHORTEST_SECRET), key=len, reverse=True))
+
+
+def _said(answer: _Answer, masked: Callable[[str], str]) -> str:
     """Status, phrase, and what the body or the redirect adds: `404 Not Found: no such path`."""
-    line = excerpt(f"{answer.status} {answer.phrase}")
+    line = excerpt(masked(f"{answer.status} {answer.phrase}"))
     headers = answer.headers or {}
     if 300 <= answer.status < 400:
-        return f"{line}: redirects to {excerpt(headers.get('Location', '').partition('?')[0])}"
+        return f"{line}: redirects to {excerpt(masked(headers.get('Location', '').partition('?')[0]))}"
     said = otlp_encode.read_status(answer.body) if "protobuf" in headers.get("Content-Type", "") else None
-    more = excerpt(answer.body[: 4 * _MAX_EXCERPT].decode("utf-8", "replace") if said is None else said)
+    more = excerpt(masked(answer.body[: 8 * _MAX_EXCERPT].decode("utf-8", "replace") if said is None else said))
     return f"{line}: {more}" if more else line
 
 
@@ -385,16 +368,17 @@ def cause_of(error: BaseException) -> str:
 
 _CHECK_ADDRESS = "check `endpoint`, to which the agent adds /v1/traces, /v1/metrics and /v1/logs"
 _CURES = {
-    "status_401": "check `headers`",
-    "status_403": "check `headers`",
+    "status_401": "check `headers` or `headers_file`",
+    "status_403": "check `headers` or `headers_file`",
     "status_404": _CHECK_ADDRESS,
     "status_405": _CHECK_ADDRESS,
     "status_413": "raise the collector's limit of a body to 4 MiB",
     "status_415": "the address must take OTLP as protobuf",
     "connection": "is the collector running, and can it be reached from here?",
     "timeout": "is the collector running, and can it be reached from here?",
+    "proxy": "check the proxy that HTTPS_PROXY or HTTP_PROXY names, or name the collector in NO_PROXY",
     "tls": "check `certificate`, `client_certificate` and `client_key`",
-    "request": "check `endpoint`, `headers` and the certificate settings",
+    "request": "check `endpoint`, the settings of headers and of certificates, and the proxy if there is one",
 }
 
 
@@ -434,6 +418,8 @@ class OtlpExporter:
                 self._senders[signal] = Sender(
                     signal, target, clock=clock, wall=lambda: self._wall_ns() / 1e9, sleep=sleep
                 )
+        for problem in connection.problems(settings):
+            warn(f"setting {problem.key}", f"{problem}{_NOTHING_SENT if problem.fatal else ''}")
         #: Spans that are done with while the logs of their rows are not, and how they ended.
         self._spans: dict[tuple[bytes, bytes], int] = {}
 
@@ -536,7 +522,9 @@ class OtlpExporter:
         lost = message.items if outcome.kind == "refused" else min(outcome.rejected, message.items)
         if lost:
             store.add_counter(EXPORT_FAILED, canonical({REASON: outcome.reason, SIGNAL: signal}), lost)
-        if outcome.reason:
+        if outcome.reason == "file":  # under the same kind as at the start: it is not said again for each signal
+            self._warn(f"setting {outcome.detail.partition(' ')[0]}", outcome.detail + _NOTHING_SENT)
+        elif outcome.reason:
             self._warn(f"export {signal} {outcome.reason}", _complaint(sender, outcome, lost))
         return outcome.kind
 
@@ -565,19 +553,18 @@ def _complaint(sender: Sender, outcome: Outcome, lost: int) -> str:
     return f"{sender.url} did not take {items}: {outcome.detail}; they are sent later; {_cure(outcome.reason)}"
 
 
-def try_collector(settings: Settings, timeout: float) -> list[tuple[str, str, bool, str]]:
-    """Send each configured target a request without items, once. timeout: of each, s.
+def try_collector(settings: Settings, timeout_s: float, bodies: Mapping[str, bytes] | None = None) -> Iterator[Tried]:
+    """Send each configured target one request, once. Nothing when nothing is configured.
 
-    Returns signal, URL, whether it was taken, and what was answered: `200`, `404 Not Found: no such path`,
-    `connection refused`. Empty when nothing is configured.
+    timeout_s: of each. bodies: what is sent, by signal; None: requests without items.
     """
-    found: list[tuple[str, str, bool, str]] = []
     for signal in SIGNALS:
         target = settings.target(signal)
         if target is not None:
             sender = Sender(signal, target)
             try:
-                found.append((signal, sender.url, *sender.probe(timeout)))
+                yield sender.try_once(
+                    otlp_encode.empty_request(signal) if bodies is None else bodies[signal], timeout_s
+                )
             finally:
                 sender.close()
-    return found

@@ -1,10 +1,13 @@
-"""The resource: what all telemetry of one service on one host has in common. Pure."""
+"""The resource: what all telemetry of one service on one host has in common."""
 
 from __future__ import annotations
 
+import platform
+import socket
 from dataclasses import dataclass
 
 import paste_agent
+from paste_agent import probes
 from paste_agent.settings import Settings
 
 
@@ -16,6 +19,12 @@ class Facts:
     runtime_name: str  #: such as cpython
     runtime_version: str  #: such as 3.11.7
     webengine: tuple[str, str] | None = None
+
+
+def facts() -> Facts:
+    """Of this process."""
+    runtime, version = platform.python_implementation().lower(), platform.python_version()
+    return Facts(socket.gethostname(), runtime, version, probes.web_engine())
 
 
 def resource_of(settings: Settings, instance_id: str, facts: Facts) -> dict[str, str]:

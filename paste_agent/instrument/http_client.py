@@ -482,7 +482,7 @@ def _connect_ahead(original: Callable[..., Any], self: Any) -> Any:
 
 
 def _asking(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Of urllib3's pool: until the headers of the answer are there nobody's code runs but urllib3's."""
+    """Of urllib3's pool: until the headers of the answer are there all is the call, what yields its body too."""
 
     def _make_request(self: Any, conn: Any, method: str, url: str, *args: Any, **kwargs: Any) -> Any:
         if _get() is None or _is_own(conn):

@@ -13,19 +13,22 @@ from paste_agent.settings import CONFIG_FILE, ENVIRONMENT, Settings
 SECTION = "paste_agent"
 
 
-def settings_of(environ: Mapping[str, str]) -> Settings:
+def settings_of(environ: Mapping[str, str], name: str | None = None) -> Settings:
     """The settings of a program that is started with the agent on board.
 
     They are those of [paste_agent] in the file that PASTE_AGENT_CONFIG_FILE names, [paste_agent:NAME] laid over them
     where PASTE_AGENT_ENVIRONMENT is NAME; or of the filter's section, where the file is a PasteDeploy ini. Without
-    a file they are those of the environment. Raises IniError and SettingError.
+    a file they are those of the environment.
+
+    name: of the service, where there is neither a file nor a setting that gives it one.
+    Raises IniError and SettingError.
     """
     path = environ.get(CONFIG_FILE)
     environment = environ.get(ENVIRONMENT)
     if not path:
         if environment:
             raise SettingError(ENVIRONMENT, environment, f"says which section of {CONFIG_FILE} counts; set that too")
-        return settings.load({}, {}, environ, "environment")
+        return settings.load({}, {}, environ, "environment", name)
     path = os.path.abspath(path)
     parser = ini.parser_of(path)
     if not parser.has_section(SECTION):
@@ -47,6 +50,16 @@ def settings_of(environ: Mapping[str, str]) -> Settings:
         found.update(laid_over)
         return settings.load(found, conf, environ, section)
     return settings.load(found, conf, environ, SECTION)
+
+
+def services_in(path: str, environ: Mapping[str, str]) -> list[Settings]:
+    """The settings of every service that a file configures: an ini, or one with a section [paste_agent].
+
+    Raises IniError and SettingError.
+    """
+    if ini.parser_of(path).has_section(SECTION):
+        return [settings_of({**environ, CONFIG_FILE: path})]
+    return ini.services(path, environ)
 
 
 def _of_pipeline(path: str, environ: Mapping[str, str]) -> Settings:

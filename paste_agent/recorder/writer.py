@@ -17,6 +17,7 @@ from paste_agent import naming
 from paste_agent.error_rules import COUNTS, EXPECTED, ErrorRules
 from paste_agent.inside import PARTS
 from paste_agent.recorder import layout, lock
+from paste_agent.recorder.file import STEP_SERIES, STEP_SLOTS, allocate, locked_file
 from paste_agent.recorder.layout import (
     FAILED,
     KIND_BACKGROUND,
@@ -40,9 +41,6 @@ if TYPE_CHECKING:
 SLACK = 256
 #: Kept transactions that wait for the reporter; a token bucket lets fewer through in the second that it sleeps.
 MAX_KEPT = 2048
-#: Slots, and entries for series, that have memory behind them from the start, and are added when they run short.
-_STEP_SLOTS = 64
-_STEP_SERIES = 512
 #: Entries that are left for the series that hold the rest, one a kind, and for threads that enter some at once.
 _RESERVE = 64
 #: Spellings of one series (`200 OK`, `200 Fine`) that are remembered beside it.
@@ -157,7 +155,7 @@ class Recorder:
             self.buffer[: len(header)] = header
         else:
             self.path = os.path.join(directory, self.id + layout.SUFFIX)
-            self._lock_fd, self.buffer = _locked_file(self.path, header, self.geometry)
+            self._lock_fd, self.buffer = locked_file(self.path, header, self.geometry)
         self.longs = memoryview(self.buffer).cast("Q")
         self.records = records
         self.ring_at = self.geometry.ring_at
@@ -168,7 +166,7 @@ class Recorder:
         self.latest = 0  #: number of a transaction that has ended lately
         self._set_limit(0)
         self._slots_ready = 0
-        self._series_ready = min(_STEP_SERIES, self.geometry.series)
+        self._series_ready = min(STEP_SERIES, self.geometry.series)
         self._free: list[int] = []
         self._add_slots()
         self.pop_slot = self._free.pop
@@ -517,16 +515,16 @@ class Recorder:
 
     def grow(self) -> None:
         """Put memory behind more slots and series before they are needed. For the reporter: these are system calls."""
-        if len(self._free) < _STEP_SLOTS // 2 and self._slots_ready < self.geometry.slots:
+        if len(self._free) < STEP_SLOTS // 2 and self._slots_ready < self.geometry.slots:
             first = self.geometry.slots_at + self._slots_ready * layout.SLOT_SIZE
-            if self._back(first, _STEP_SLOTS * layout.SLOT_SIZE):
+            if self._back(first, STEP_SLOTS * layout.SLOT_SIZE):
                 self._add_slots()
-        if len(self._by_number) > self._series_ready - _STEP_SERIES // 2:
+        if len(self._by_number) > self._series_ready - STEP_SERIES // 2:
             self._back_series()
 
     def _add_slots(self) -> None:
         """Make the next slots free to be taken, the lowest first."""
-        last = min(self._slots_ready + _STEP_SLOTS, self.geometry.slots)
+        last = min(self._slots_ready + STEP_SLOTS, self.geometry.slots)
         at = self.geometry.slots_at
         self._free[:0] = [at + slot * layout.SLOT_SIZE for slot in reversed(range(self._slots_ready, last))]
         self._slots_ready = last
@@ -536,9 +534,9 @@ class Recorder:
         if self._series_ready >= self.geometry.series:
             return False
         first = self.geometry.series_at + self._series_ready * layout.SERIES_SIZE
-        if not self._back(first, _STEP_SERIES * layout.SERIES_SIZE):
+        if not self._back(first, STEP_SERIES * layout.SERIES_SIZE):
             return False
-        self._series_ready = min(self._series_ready + _STEP_SERIES, self.geometry.series)
+        self._series_ready = min(self._series_ready + STEP_SERIES, self.geometry.series)
         return True
 
     def _back(self, at: int, size: int) -> bool:
@@ -546,7 +544,7 @@ class Recorder:
         if self._lock_fd < 0:
             return True
         try:
-            _allocate(self._lock_fd, at, min(size, self.geometry.size - at))
+            allocate(self._lock_fd, at, min(size, self.geometry.size - at))
         except OSError:
             return False
         return True
@@ -570,45 +568,3 @@ class Recorder:
 
 
 _NUMBER = struct.Struct("<I")
-
-
-def _allocate(descriptor: int, at: int, size: int) -> None:
-    """Set memory aside for a part of a file. Raises OSError where there is none."""
-    if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(descriptor, at, size)
-
-
-def _locked_file(path: str, header: bytes, geometry: layout.Geometry) -> tuple[int, mmap.mmap]:
-    """Make the file of a recorder and map it; returns the descriptor that holds its lock, and the mapping.
-
-    It gets its name only once it is locked and has its header: a lead that looked in between would take it for a dead
-    process's. The mapping is made through a second descriptor, since `mmap` keeps a copy of the one that it is given,
-    and a copy that a child inherits would keep the lock alive after the parent's death.
-
-    Only what is used from the start gets memory here, the ring above all; `Recorder.grow` sees to the rest.
-    """
-    unfinished = f"{path}.new"
-    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    lock_fd = os.open(unfinished, flags, 0o600)
-    try:
-        if not lock.try_lock(lock_fd):
-            raise BlockingIOError(f"{unfinished}: locked by another process")
-        os.ftruncate(lock_fd, geometry.size)
-        _allocate(lock_fd, 0, geometry.slots_at + min(_STEP_SLOTS, geometry.slots) * layout.SLOT_SIZE)
-        _allocate(lock_fd, geometry.series_at, min(_STEP_SERIES, geometry.series) * layout.SERIES_SIZE)
-        _allocate(lock_fd, geometry.ring_at, geometry.size - geometry.ring_at)
-        os.pwrite(lock_fd, header, 0)
-        map_fd = os.open(unfinished, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
-        try:
-            buffer = mmap.mmap(map_fd, geometry.size)
-        finally:
-            os.close(map_fd)
-        os.rename(unfinished, path)
-    except BaseException:
-        os.close(lock_fd)
-        try:
-            os.unlink(unfinished)
-        except OSError:
-            pass
-        raise
-    return lock_fd, buffer

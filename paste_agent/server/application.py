@@ -18,6 +18,7 @@ from gunicorn.errors import AppImportError
 
 from paste_agent import ini, lifecycle
 from paste_agent.errors import AgentError, IniError
+from paste_agent.launch import on_board, service_name
 from paste_agent.server import hooks, section
 from paste_agent.server.arbiter import IniArbiter, ReloadRefused
 from paste_agent.settings import Settings
@@ -161,16 +162,26 @@ class IniApplication(Application, _Arbitrated):  # type: ignore[misc]  # gunicor
 
 
 def services_of(path: str, global_conf: Mapping[str, str], environ: Mapping[str, str]) -> list[Settings]:
-    """The settings of every enabled agent section of the ini; none when it has no such section, or is no ini.
+    """The settings of every enabled agent section of the ini.
 
+    Without such a section: those of the program, when it was started with the agent on board; none otherwise.
     Raises SettingError for a wrong setting.
     """
     try:
-        if not ini.filter_sections(path):
-            return []
+        has_section = bool(ini.filter_sections(path))
     except IniError:
-        return []
+        has_section = False
+    if not has_section:
+        return _of_program(path, environ)
     return [service for service in ini.services(path, environ, global_conf) if service.enabled]
+
+
+def _of_program(path: str, environ: Mapping[str, str]) -> list[Settings]:
+    if not on_board.is_on_board():
+        return []
+    from paste_agent.launch import wrapping
+
+    return wrapping.fallback(service_name.of_served(path) or service_name.of_command(sys.argv), environ)
 
 
 def _passed(error: Exception, module: str) -> bool:

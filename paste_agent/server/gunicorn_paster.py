@@ -6,30 +6,33 @@ Precedence, lowest to highest: gunicorn's defaults, gunicorn's configuration fil
 
 from __future__ import annotations
 
-import argparse
 import configparser
 import os
-import sys
 import traceback
 from typing import Any
 from urllib.parse import quote
 
-from gunicorn import util
-from gunicorn.errors import AppImportError
 from paste.deploy import loadwsgi
 
 from paste_agent.errors import AgentError, IniError, SettingError
 from paste_agent.server import section
-from paste_agent.server.application import IniApplication, one_line, services_of
-from paste_agent.server.rehearsal import rehearse
+from paste_agent.server.application import one_line, services_of
+from paste_agent.server.loading import LoadingApplication
 
 USAGE = "%(prog)s [OPTIONS] FILE.ini[#app]"
 
 #: Modules between `load` and the application: an error that none but them took part in needs no traceback.
-_LOADERS = (__name__, "paste_agent.layers", "paste.deploy", "importlib", "configparser", "_frozen_importlib")
+_LOADERS = (
+    "paste_agent.server",
+    "paste_agent.layers",
+    "paste.deploy",
+    "importlib",
+    "configparser",
+    "_frozen_importlib",
+)
 
 
-class PasterApplication(IniApplication):
+class PasterApplication(LoadingApplication):
     """The application of an ini, loaded by each worker, or by the arbiter when `preload_app` is set."""
 
     path: str  #: of the ini, absolute
@@ -38,14 +41,14 @@ class PasterApplication(IniApplication):
     def configure(self) -> None:
         parser = self.cfg.parser()
         line = parser.parse_args()
-        given, config_file = self._given(parser, line)
+        given = self.given(line)
         if len(line.args) != 1:
             parser.error("give one ini file")
         self.chdir()  # the working directory of the start, which a former `chdir` may have left
         path, _, name = line.args[0].partition("#")
         self.path, self.name = os.path.abspath(path), name or "main"
         self._set_global_conf(given)
-        self.prepare(section.read(self.path, self.global_conf), config_file)
+        self.prepare(section.read(self.path, self.global_conf), given.get("config"))
         self._set_global_conf(given)
         self.settle(section.read(self.path, self.global_conf), given)
         check_application(self.path, self.name, self.global_conf)
@@ -56,51 +59,16 @@ class PasterApplication(IniApplication):
         """What `--paste-global` says."""
         return self.cfg.paste_global_conf or {}
 
-    def load(self) -> Any:
-        os.chdir(self.cfg.chdir)
-        try:
-            return loadwsgi.loadapp(f"config:{quote(self.path)}", name=self.name, global_conf=self.global_conf)
-        except Exception as error:
-            line = self._plain(error)
-            if line is None:
-                raise
-        if self.cfg.check_config or self.cfg.print_config:
-            sys.exit(f"Error: {line}")
-        # In a worker: gunicorn prints it, and halts instead of starting the next worker.
-        raise AppImportError(f"Error: {line}")
+    def make(self) -> Any:
+        return loadwsgi.loadapp(f"config:{quote(self.path)}", name=self.name, global_conf=self.global_conf)
 
-    def try_out(self) -> None:
-        super().try_out()
-        if self.cfg.preload_app:
-            self.wsgi()
-            return
-        fault = rehearse(self._load_as_worker, self._told, self.cfg.timeout)
-        if fault is not None:
-            raise AppImportError(fault)
-
-    def _load_as_worker(self) -> None:
-        util.set_owner_process(self.cfg.uid, self.cfg.gid, initgroups=self.cfg.initgroups)
-        self.load()
-
-    def _told(self, error: Exception) -> str | None:
-        return self.explain(error) if isinstance(error, AppImportError) else None
-
-    def _plain(self, error: Exception) -> str | None:
-        """One line for an error that the ini is to blame for; None for one of the application's own."""
+    def plain(self, error: Exception) -> str | None:
         if isinstance(error, AgentError):
             return one_line(error)
         if not _is_loaders(error):
             return None
         line = one_line(error)
         return line if self.path in line else f"{self.path}: {line}"
-
-    def _given(self, parser: argparse.ArgumentParser, line: argparse.Namespace) -> tuple[dict[str, Any], str | None]:
-        """The settings of GUNICORN_CMD_ARGS and of the command line, and which configuration file they name."""
-        environment = parser.parse_args(self.cfg.get_cmd_args_from_env())
-        given: dict[str, Any] = {}
-        for source in (environment, line):
-            given.update({name: value for name, value in vars(source).items() if value is not None and name != "args"})
-        return given, given.get("config")
 
     def _set_global_conf(self, given: dict[str, Any]) -> None:
         # Before the ini is read, since it takes part in reading it; and again after gunicorn's configuration file.

@@ -35,12 +35,36 @@ def _pre_fork(services: Sequence[Settings], arbiter: Any, worker: Any) -> None:
 
 def _post_worker_init(services: Sequence[Settings], worker: Any) -> None:
     forked_ns, user = getattr(worker, _FORKED, (0, -1))
+    witnessed = [lifecycle.identity_of(settings) for settings in services]
+    knows = not services
     for agent in lifecycle.start_reporters():
+        is_witnessed = lifecycle.identity_of(agent.settings) in witnessed
+        knows = knows or is_witnessed
         recorder = agent.open()
         if forked_ns:
             agent.record(layout.KIND_BOOT, (), forked_ns, time.perf_counter_ns() - forked_ns)
-        if user == os.geteuid():  # the arbiter finds the recorders of its own user
+        # The arbiter finds the recorders of its own user, and of the services that it knows of.
+        if user == os.geteuid() and is_witnessed:
             recorder.set_word(layout.W_WITNESSED, 1)
+    if not knows:
+        _disown(worker)
+
+
+def _disown(worker: Any) -> None:
+    """Tell the arbiter that this worker has booted, and serves none of the services that the arbiter knows of.
+
+    By the size of the file that both have open, whose time is the worker's sign of life.
+    """
+    os.pwrite(worker.tmp.fileno(), b"\0", 0)
+    worker.tmp.notify()
+
+
+def is_disowned(worker: Any) -> bool:
+    """For the arbiter, of a worker in its table."""
+    try:
+        return os.fstat(worker.tmp.fileno()).st_size > 0
+    except (OSError, ValueError):  # closed
+        return False
 
 
 def _on_exit(services: Sequence[Settings], arbiter: Any) -> None:
@@ -57,6 +81,8 @@ _OURS: dict[str, Hook] = {
 #: Hooks at the end of a process: the agent's part runs even when the user's part raises, or counts would be lost.
 _ENDINGS = frozenset({"on_exit", "child_exit", "worker_exit", "worker_int", "worker_abort"})
 
+#: Attribute of a hook that has the agent's part.
+_MARK = "_paste_agent"
 _said: set[str] = set()
 
 
@@ -66,8 +92,18 @@ def install(cfg: Config, services: Sequence[Settings]) -> None:
     services: of every enabled agent section of the ini; may be empty.
     """
     lifecycle.announce(services)
+    compose(cfg, services)
+
+
+def compose(cfg: Config, services: Sequence[Settings]) -> None:
+    """As `install`, for services that are not known yet: what `services` holds when a hook is called counts."""
     for name, ours in _OURS.items():
         cfg.set(name, _composed(name, cfg.settings[name].get(), functools.partial(ours, services)))
+
+
+def are_composed(cfg: Config) -> bool:
+    """Whether `cfg` has been through `compose`."""
+    return all(hasattr(cfg.settings[name].get(), _MARK) for name in _OURS)
 
 
 def _composed(name: str, theirs: Callable[..., object], ours: Callable[..., None]) -> Callable[..., object]:
@@ -83,6 +119,7 @@ def _composed(name: str, theirs: Callable[..., object], ours: Callable[..., None
         _guarded(name, ours, args)
         return result
 
+    setattr(hook, _MARK, True)
     return hook
 
 

@@ -93,7 +93,7 @@ def test_takes_and_shows_every_signal(tmp_path: Path, compression: str) -> None:
 def test_says_what_each_address_answers() -> None:
     with rotel() as collector:
         conf = {"endpoint": collector.endpoint, "logs_endpoint": f"{collector.endpoint}/elsewhere"}
-        found = try_collector(settings_module.load(conf, {}, {}), 20.0)
-    assert [(signal, ok) for signal, _, ok, _ in found] == [("traces", True), ("metrics", True), ("logs", False)]
-    assert found[0][1:] == (f"{collector.endpoint}/v1/traces", True, "200")
-    assert found[2][3].startswith("404 Not Found")
+        found = list(try_collector(settings_module.load(conf, {}, {}), 20.0))
+    assert [(one.signal, one.taken) for one in found] == [("traces", True), ("metrics", True), ("logs", False)]
+    assert found[0][1:4] == (f"{collector.endpoint}/v1/traces", True, "200")
+    assert found[2].answer.startswith("404 Not Found")

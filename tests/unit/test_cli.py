@@ -45,9 +45,13 @@ def store(tmp_path: Path) -> Iterator[Store]:
 # -- report --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("by", ["ini", "store"])
+@pytest.mark.parametrize("by", ["ini", "store", "file of a program"])
 def test_report_shows_what_the_store_knows(run: Run, store: Store, tmp_path: Path, by: str) -> None:
-    result = run("report", ini_of(tmp_path) if by == "ini" else store.path)
+    path = store.path if by == "store" else ini_of(tmp_path)
+    if by == "file of a program":
+        path = tmp_path / "agent.ini"
+        path.write_text(f"[paste_agent]\nstore = shop.sqlite\nruntime_dir = {tmp_path}\n")
+    result = run("report", path)
     assert (result.status, result.errors) == (0, "")
     for expected in ("140", "GET /items/{id}", "GET /old", "/items/1", "no stock", "4711", "50.0 MiB", "25%"):
         assert expected in result.output

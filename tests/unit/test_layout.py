@@ -18,8 +18,8 @@ PACKAGE = Path(__file__).resolve().parent.parent.parent / "paste_agent"
 ORDER = [
     "paste_agent",
     *("errors", "wording", "native", "log", "naming", "propagation", "probes", "raised", "error_rules", "on_import"),
-    *("recorder", "recorder.layout", "recorder.lock"),
-    *("settings", "ini", "runtime_dir", "lease"),
+    *("recorder", "recorder.layout", "recorder.lock", "recorder.file"),
+    *("headers", "settings", "ini", "ini_text", "ini_edit", "runtime_dir", "lease"),
     *("sampler", "inside", "recorder.writer", "recorder.reader", "transaction", "response", "spans", "trace_ids"),
     *("crash", "stacks", "watch"),
     *("kept", "log_files", "log_forwarding", "aggregate", "metrics", "inner_spans", "detail", "trace_writer"),
@@ -28,7 +28,9 @@ ORDER = [
     *("store.retention", "store.opening"),
     *("store.history", "store.health", "store.deployments", "store.lookup", "store.kept_traces"),
     *("store.inside_summary", "store.summary", "store.trace_tree"),
-    *("exporters", "exporters.resource", "exporters.otlp_encode", "exporters.otlp"),
+    "live",
+    *("exporters", "exporters.resource", "exporters.otlp_encode", "exporters.connection", "exporters.deadline"),
+    "exporters.otlp",
     *("lead_logs", "lead", "leadership", "reporter", "lifecycle", "background", "api", "logs"),
     *("sql_summary", "sql", "statements"),
     # Those that others of the package are built upon come before it.
@@ -36,19 +38,20 @@ ORDER = [
     *("instrument.http_client", "instrument"),
     *("functions", "pauses", "layers"),
     "filter",
-    *("launch", "server", "demo", "dashboard", "cli"),
+    *("launch", "server", "django", "demo", "dashboard", "cli"),
 ]
 
 #: Where a dependency may be imported at all, in functions too.
 HOMES = {
     "gunicorn": ["server"],
     "webob": ["demo", "dashboard"],
-    "requests": ["exporters.otlp", "cli.demo_traffic"],
+    "requests": ["exporters.otlp", "exporters.deadline", "cli.demo_traffic"],
     "opentelemetry": ["exporters"],
     "google": ["exporters"],
     "sqlite3": ["store", "lead", "leadership", "demo", "instrument.sqlite"],
     "rich": ["cli"],
     "click": ["cli"],
+    "django": ["django", "server.gunicorn_django", "instrument.django"],
     "pyramid": ["instrument.pyramid"],
     "paste": ["ini", "layers", "server", "cli"],
     "setuptools": [],

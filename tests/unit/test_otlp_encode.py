@@ -208,6 +208,7 @@ def test_names_and_units_are_those_of_the_conventions() -> None:
         "paste_agent.spans.dropped": ("counter", "{record}"),
         "paste_agent.export.failed": ("counter", "{item}"),
         "paste_agent.internal.errors": ("counter", "{error}"),
+        "paste_agent.test": ("gauge", "1"),
     }
 
 

@@ -39,8 +39,8 @@ GOOD: dict[str, list[tuple[str, object]]] = {
     "path": [("/var/x", "/var/x"), ("x/y", "/srv/shop/x/y"), (" /a b ", "/a b"), ("~/x", os.path.expanduser("~/x"))],
     "url": [("http://127.0.0.1:4318", "http://127.0.0.1:4318"), (" https://[::1]/x?y ", "https://[::1]/x?y")],
     "pairs": [("", {}), (",a=1, b = 2 ,", {"a": "1", "b": "2"}), ("a=b=c%2Cd%20", {"a": "b=c,d "}), ("a=", {"a": ""})],
+    "headers": [("x-api-key=a%20b,B=", {"x-api-key": "a b", "B": ""}), ("a=%C3%A9,b=%20c", {"a": "\u00e9", "b": "c"})],
     "token": [("0123456789abcdef", "0123456789abcdef"), (" correct-horse-battery ", "correct-horse-battery")],
-    "headers": [("x-api-key=a%20b,B=", {"x-api-key": "a b", "B": ""}), ("a=%C3%A9", {"a": "\u00e9"})],
     "choice": [("gzip", "gzip"), (" NONE ", "none")],
     "series": [("10", 10), ("2000", 2000), (" 99 ", 99)],
     "ring": [("1024", 1024), ("1048576", 1048576)],
@@ -162,6 +162,7 @@ KINDS = {
         for key, kind in {
             "endpoint": "url",
             "headers": "headers",
+            "headers_file": "path",
             "timeout_s": "seconds",
             "compression": "choice",
             "certificate": "path",
@@ -209,7 +210,7 @@ def test_every_row_says_what_it_is(row: settings.Setting) -> None:
     assert (
         row.default is not None
         or row.default_text
-        or row.key.endswith(("endpoint", "certificate", "client_key", "runtime_dir"))
+        or row.key.endswith(("endpoint", "certificate", "client_key", "headers_file", "runtime_dir"))
     )
     assert bool(row.unit) == (row.key.endswith(("_s", "_per_min", "_days", "_mib")))
     assert row.key == row.key.lower()
@@ -420,6 +421,42 @@ def test_secrets_are_never_in_a_message(prefix: str) -> None:
         assert "***" in str(raised.value)
 
 
+@pytest.mark.parametrize("prefix", ["", "traces_"])
+def test_headers_with_keys_from_the_environment(prefix: str) -> None:
+    environ = {"KEY": " s3cret,a=b%20c\n", "_2": "x"}
+    text = "authorization=Bearer ${KEY},x-two=${_2}-${_2},literal=%24{KEY},dollar=$KEY"
+    for conf, more in (({f"{prefix}headers": text}, {}), ({}, {f"PASTE_AGENT_{prefix.upper()}HEADERS": text})):
+        assert load(conf, INI, {**environ, **more}).values[f"{prefix}headers"] == {
+            "authorization": "Bearer s3cret,a=b%20c",
+            "x-two": "x-x",
+            "literal": "${KEY}",
+            "dollar": "$KEY",
+        }
+
+
+def test_the_standard_variable_of_headers_is_as_the_standard_has_it() -> None:
+    found = load({}, INI, {"OTEL_EXPORTER_OTLP_HEADERS": "a=${KEY}", "KEY": "x"})
+    assert found.values["headers"] == {"a": "${KEY}"}
+
+
+@pytest.mark.parametrize(
+    ("text", "cure"),
+    [
+        ("a=s3cret${KEY}", "the environment variable KEY is not set; set it, or use headers_file"),
+        ("a=s3cret${EMPTY}", "the environment variable EMPTY is not set; set it, or use headers_file"),
+        ("a=s3cret${LINES}", "the environment variable LINES holds what no header can; give it on one line of ASCII"),
+        ("a=s3cret${BYTES}", "the environment variable BYTES holds what no header can; give it on one line of ASCII"),
+        *((f"a=s3cret{bad}", "expected ${NAME}, the name of an environment variable; %24{ is a ${ of the value's own")
+          for bad in ("${}", "${A B}", "${1}", "${KEY")),
+    ],
+)  # fmt: skip
+def test_a_key_that_is_not_in_the_environment_is_named_without_any_value(text: str, cure: str) -> None:
+    environ = {"EMPTY": "", "LINES": "s3cret\nX-Evil: s3cret", "BYTES": "s3cret\udcff"}
+    with pytest.raises(SettingError) as raised:
+        load({"headers": text}, INI, environ)
+    assert str(raised.value) == f"[filter:agent] headers = '***': {cure}"
+
+
 # -- what the host and other settings decide -----------------------------------------------------------------------
 
 
@@ -513,6 +550,18 @@ def test_a_signal_of_its_own_is_used_as_it_is() -> None:
 def test_one_signal_alone() -> None:
     found = loaded(logs_endpoint="http://l/")
     assert [found.target(signal) is None for signal in SIGNALS] == [True, True, False]
+
+
+def test_headers_of_a_signal_replace_the_common_ones_and_their_file() -> None:
+    own = {"traces_headers": "t=1", "metrics_headers_file": "m.txt"}
+    found = loaded(**BASE, headers_file="common.txt", **own)
+    assert found.target("logs")[-1] == "/srv/shop/common.txt"  # type: ignore[index]
+    targets = [found.target(signal) for signal in SIGNALS]
+    assert [(one.headers, one.headers_file) for one in targets if one is not None] == [
+        ({"t": "1"}, None),
+        ({}, "/srv/shop/m.txt"),
+        ({"k": "v"}, "/srv/shop/common.txt"),
+    ]
 
 
 def test_empty_headers_of_a_signal_replace_the_common_ones() -> None:

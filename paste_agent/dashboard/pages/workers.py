@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from paste_agent.aggregate import BOOT_DURATION, REQUEST_DURATION, WORKER_LOST
 from paste_agent.dashboard.charts import Line, line_chart, share_bar
 from paste_agent.dashboard.html import Child, Markup, join, tag
-from paste_agent.dashboard.now import doing
 from paste_agent.dashboard.pages.common import busy_seconds, counted, latency_chart, more_note, number_form
 from paste_agent.dashboard.view import (
     Column,
@@ -22,6 +21,7 @@ from paste_agent.dashboard.view import (
     table,
     time_tag,
 )
+from paste_agent.live import doing
 from paste_agent.metrics import WORKER_RECYCLED
 from paste_agent.naming import readable
 from paste_agent.postmortem import Lost, Postmortem, of_summary, short_id

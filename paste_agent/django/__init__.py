@@ -1,0 +1,1 @@
+"""A Django application: in INSTALLED_APPS it gives `manage.py run_gunicorn`."""
