@@ -23,7 +23,6 @@ from paste_agent.store import schema
 _BUCKET = struct.Struct("<HQ")
 BUCKET_BYTES = _BUCKET.size
 _MAX_INTEGER = (1 << 63) - 1
-_MOST = (1 << 64) - 1
 #: Of a total, in the order that `total_of` takes.
 COLUMNS = "count, sum_ns, max_ns, satisfied, tolerating, frustrated, buckets"
 #: Another thread or process may write: the exporter, a command. Long enough for its transaction, no longer.
@@ -181,6 +180,7 @@ class Store:
                 series = _series_id(db, key, max_series)
                 add_total(db, "totals", {"series": series}, total)
                 add_total(db, "rollups", {"start": slot_s, "width": SLOT_S, "series": series}, total)
+            _mark_late(db, {slot_s for _, slot_s in delta.totals})
             for (name, attributes), value in counters.items():
                 db.execute(
                     "INSERT INTO counters VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET value = value + excluded.value",
@@ -382,7 +382,7 @@ _NEW_BUCKET, _NEW_NUMBER = BOUNDS.index(1_000_000), 0x1000
 def pack_buckets(buckets: Mapping[int, int]) -> bytes:
     """Number (u16) and count (u64) of each bucket that is not empty; by index into aggregate.BOUNDS."""
     return b"".join(
-        _BUCKET.pack(_NEW_NUMBER if bucket == _NEW_BUCKET else bucket - (bucket > _NEW_BUCKET), min(count, _MOST))
+        _BUCKET.pack(_NEW_NUMBER if bucket == _NEW_BUCKET else bucket - (bucket > _NEW_BUCKET), count)
         for bucket, count in sorted(buckets.items())
     )
 
@@ -450,9 +450,23 @@ def add_total(db: sqlite3.Connection, table: str, key: Mapping[str, int], total:
     found = db.execute(f"SELECT {COLUMNS} FROM {table} WHERE {where}", values).fetchone()
     merged = total_of(found) if found else Total()
     merged.add(total)
+    if found:  # cheaper than to replace it, and wakes no trigger: see _mark_late
+        db.execute(
+            f"UPDATE {table} SET ({COLUMNS}) = (?, ?, ?, ?, ?, ?, ?) WHERE {where}", (*columns_of(merged), *values)
+        )
+        return
     db.execute(
-        f"INSERT OR REPLACE INTO {table} ({', '.join(key)}, {COLUMNS}) VALUES ({', '.join('?' * (len(key) + 7))})",
+        f"INSERT INTO {table} ({', '.join(key)}, {COLUMNS}) VALUES ({', '.join('?' * (len(key) + 7))})",
         (*values, *columns_of(merged)),
+    )
+
+
+def _mark_late(db: sqlite3.Connection, slots: Iterable[int]) -> None:
+    """Note what has been copied before these slots got their rows; a trigger does so for rows that are new."""
+    db.executemany(
+        "INSERT OR IGNORE INTO copy_stale SELECT ?1 / 60 * 60 FROM copy_spans"
+        " WHERE width = 60 AND grouped = 1 AND ?1 < until",
+        [(slot_s,) for slot_s in slots],
     )
 
 
