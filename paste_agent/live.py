@@ -63,7 +63,8 @@ class Worker(NamedTuple):
     doing: tuple[Doing, ...]  #: the oldest first
     requests: int | None  #: finished since its start; None: nobody knows
     finished: int  #: of those, since the snapshot before
-    busy_ns: int  #: what its transactions have taken, of any two snapshots the difference means something
+    served_ns: int  #: what finished transactions have taken, since it was first looked at
+    busy_ns: int  #: that, and what those in flight have taken so far; the difference of two such sums means something
     busy: float | None  #: by the store, of the last minute; None: it does not know
     position: int  #: number of the record that is read next
     missed: int  #: records that were written over before they could be read, since the snapshot before
@@ -336,11 +337,12 @@ def _worker(reader: Reader, folder: Folder, delta: Delta, row: RecorderRow | Non
     read = _read_on(reader, folder, delta, begin, words[layout.W_TAIL])
     if earlier is not None:
         requests = None if earlier.requests is None else earlier.requests + read.requests
-        served_ns = earlier.busy_ns - sum(round(one.age_s * _NS) for one in earlier.doing) + read.served_ns
+        served_ns = earlier.served_ns + read.served_ns
     else:
         # A store that has not counted it yet has counted nothing of it, unless somebody has.
         requests = row.requests + read.requests if row is not None else read.requests if begin == 0 else None
         served_ns = read.served_ns
+    busy_ns = served_ns + sum(round(one.age_s * _NS) for one in flight)
     return Worker(
         recorder=reader.id,
         at_ns=now_ns,
@@ -357,7 +359,9 @@ def _worker(reader: Reader, folder: Folder, delta: Delta, row: RecorderRow | Non
         doing=flight,
         requests=requests,
         finished=read.requests,
-        busy_ns=served_ns + sum(round(one.age_s * _NS) for one in flight),
+        served_ns=served_ns,
+        # What has just left its slot has a record that is too young to be read: for a moment it is in neither.
+        busy_ns=busy_ns if earlier is None else max(busy_ns, earlier.busy_ns),
         busy=row.busy if row is not None else earlier.busy if earlier is not None else None,
         position=read.position,
         missed=read.missed,

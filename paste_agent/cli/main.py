@@ -18,6 +18,7 @@ from paste_agent.cli import (
     run_program,
     send_test,
     settings_command,
+    top,
     trace,
 )
 from paste_agent.errors import AgentError
@@ -47,6 +48,7 @@ group.add_command(report.command, "report")
 group.add_command(trace.command, "trace")
 group.add_command(postmortem.command, "postmortem")
 group.add_command(dashboard.command, "dashboard")
+group.add_command(top.command, "top")
 group.add_command(demo_traffic.command, "demo-traffic")
 
 

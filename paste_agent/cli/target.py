@@ -31,25 +31,43 @@ def target_of(path: str, service: str | None) -> Target:
     service: which one, when the ini measures several.
     Raises IniError, SettingError and StoreError, each one line.
     """
+    if _is_store(path):
+        return Target(path, None)
+    found = _service_in(path, service)
+    _catch_up(found)
+    return Target(store_path(found), found)
+
+
+def service_of(path: str, service: str | None) -> Settings:
+    """The settings of a service, of whose store nothing is needed.
+
+    Raises IniError and SettingError, each one line.
+    """
+    if _is_store(path):
+        raise IniError(f"{path}: is a store, which does not say where its processes are; give the service's ini")
+    return _service_in(path, service)
+
+
+def _is_store(path: str) -> bool:
     if not os.path.exists(path):
         raise IniError(f"{path}: no such file; give the service's ini, or the path of its store")
     if os.path.isdir(path):
         raise IniError(f"{path}: is a directory; give the service's ini, or the path of its store")
     try:
         with open(path, "rb") as file:
-            if file.read(len(_SQLITE)) == _SQLITE:
-                return Target(path, None)
+            return file.read(len(_SQLITE)) == _SQLITE
     except OSError as error:
         raise IniError(f"{path}: {error.strerror}; give the service's ini, or the path of its store") from None
+
+
+def _service_in(path: str, service: str | None) -> Settings:
     services = services_in(path, os.environ)
     if service is not None:
         services = [found for found in services if found.service_name == service]
     if len(services) != 1:
         names = ", ".join(found.service_name for found in services_in(path, os.environ))
         raise IniError(f"{path}: measures the services {names}; choose one with --service")
-    (found,) = services
-    _catch_up(found)
-    return Target(store_path(found), found)
+    return services[0]
 
 
 def _catch_up(settings: Settings) -> None:

@@ -185,6 +185,19 @@ def test_busy_is_what_was_served_and_what_is_under_way(found: Settings, recorder
     assert busy_of([one[-1], snapshot(found, one[-1])]) == pytest.approx(0.25)
 
 
+def test_what_has_just_ended_was_busy_all_the_same(found: Settings, recorder: Recorder) -> None:
+    at = in_flight(recorder, since(60))
+    lives = [snapshot(found)]
+    lives.append(snapshot(found, lives[-1]))
+    recorder.leave_slot(at)  # and its record is not there yet
+    lives.append(snapshot(found, lives[-1]))
+    assert lives[-1].doing == []
+    assert busy_of(lives) > 0
+    leave(recorder, series_of(recorder), duration_ns=60 * S)
+    lives.append(snapshot(found, lives[-1]))
+    assert lives[-1].workers[0].busy_ns >= lives[1].workers[0].busy_ns
+
+
 def test_cpu_is_of_the_time_between_two_probes(found: Settings, recorder: Recorder) -> None:
     recorder.set_word(layout.W_PROBED_AT, 10 * S)
     recorder.set_word(layout.W_CPU_USER_NS, S)
