@@ -71,6 +71,8 @@ def rate_form(value: float) -> str:
 
 
 def number_form(value: float) -> str:
+    if 0 < value < 0.001:
+        return "<0.001"
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
