@@ -36,6 +36,7 @@ INSTRUMENTATIONS = (
 _TRUE = frozenset(("true", "yes", "on", "1"))
 _FALSE = frozenset(("false", "no", "off", "0"))
 _USER_INFO = re.compile(r"//[^/]*@")
+_QUERY = re.compile(r"\?[^#]*")
 
 
 class _WrongValue(Exception):
@@ -324,7 +325,7 @@ TABLE: dict[str, Setting] = {
 
 
 def shown(row: Setting, value: object) -> str:
-    """A value as people are told it: never a secret, never what stands before the @ of an address. '' for none."""
+    """A value as people are told it: never a secret, never user or query of an address. '' for none."""
     if value is None or value in ({}, ()):
         return ""
     if isinstance(value, dict):
@@ -338,7 +339,8 @@ def shown(row: Setting, value: object) -> str:
     if isinstance(value, float):
         return f"{value:g} {row.unit}".strip()
     if row.key.endswith("endpoint"):
-        return _USER_INFO.sub("//***@", str(value))
+        # A key may stand in the query as well.
+        return _QUERY.sub("?***", _USER_INFO.sub("//***@", str(value)))
     return f"{value} {row.unit}".strip()
 
 

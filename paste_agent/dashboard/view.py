@@ -113,7 +113,8 @@ def section(title: str, *body: Child, note: Child = None, id: str | None = None)
 
 
 def charts(*figures: Child) -> Markup:
-    return tag("div", figures, class_="charts")
+    # The heading is for who does not see that they belong together.
+    return tag("div", tag("h2", "Over time", class_="hidden"), tag("div", figures, class_="charts"), class_="over-time")
 
 
 def empty(what: str, *cure: Child) -> Markup:

@@ -10,6 +10,7 @@ from paste_agent.kept import TraceRow
 from paste_agent.metrics import RECORDS_DROPPED
 from paste_agent.recorder.layout import W_MEMORY_BYTES, WHY_KEPT
 from paste_agent.store import history, inside_summary
+from paste_agent.store.cover import Summed
 from paste_agent.store.inside_summary import latency
 from paste_agent.store.inside_summary import rfc3339 as rfc3339  # where the commands look for it
 from paste_agent.store.store import RUNNING, PostmortemRow, RecorderRow, SeriesTotal, Store
@@ -58,7 +59,7 @@ def summarize(store: Store, service: str, start_s: float, end_s: float) -> dict[
 
 def overall(totals: Iterable[SeriesTotal]) -> Total:
     """All of them as one."""
-    everything = Total()
+    everything: Total = Summed()
     for found in totals:
         everything.add(found.total)
     return everything

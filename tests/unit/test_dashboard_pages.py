@@ -282,7 +282,7 @@ def test_deployments_are_marked_on_every_chart(site: Browser) -> None:
 def test_settings_are_shown_and_secrets_are_not(tmp_path: Path, store: Store) -> None:
     fill(store)
     found = settings_of(
-        tmp_path, endpoint="http://me:hunter2hunter2@127.0.0.1:1/", headers="x-api-key=hunter2hunter2",
+        tmp_path, endpoint="http://me:hunter2hunter2@127.0.0.1:1/?key=hunter2", headers="x-api-key=hunter2hunter2",
         access_token="hunter2hunter2hunter2",
     )  # fmt: skip
     page = Browser(dashboard_of(None, found)).get("/agent")

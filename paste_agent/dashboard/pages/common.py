@@ -10,6 +10,7 @@ from paste_agent.dashboard.html import Child, Markup, join, tag
 from paste_agent.dashboard.view import Column, View, table, time_tag, trace_link, transaction_link
 from paste_agent.kept import TraceRow
 from paste_agent.recorder.layout import WHY_KEPT
+from paste_agent.store.cover import Summed
 from paste_agent.store.inside_summary import SHARED
 from paste_agent.store.summary import figures as figures_of
 from paste_agent.wording import LABELS, OWN, apdex_text, duration, many, one_line, share_text
@@ -52,7 +53,7 @@ def percentiles(totals: Sequence[Total], share: float) -> list[float | None]:
 
 
 def all_of(totals: Iterable[Total]) -> Total:
-    whole = Total()
+    whole = Summed()
     for total in totals:
         whole.add(total)
     return whole
@@ -70,6 +71,8 @@ def rate_form(value: float) -> str:
 
 
 def number_form(value: float) -> str:
+    if 0 < value < 0.001:
+        return "<0.001"
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 

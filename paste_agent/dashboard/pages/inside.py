@@ -239,9 +239,7 @@ def calls(view: View) -> Page:
 
 
 def layers(view: View) -> Page:
-    found = inside_summary.layers(
-        view.totals(LAYER_DURATION, LOAD_DURATION), [one for one in view.store.totals() if one.metric == LOAD_DURATION]
-    )
+    found = inside_summary.layers(view.totals(LAYER_DURATION, LOAD_DURATION), view.store.totals(LOAD_DURATION))
     if not found:
         nothing = empty(
             "No layer of the pipeline was seen in this span of time.",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from paste_agent.aggregate import ERRORS, QUEUE_DURATION, REQUEST_DURATION, Total
@@ -18,7 +18,6 @@ from paste_agent.dashboard.pages.common import (
     errors_chart,
     latency_chart,
     number_form,
-    per_second,
     percentiles,
     share_cell,
     spent_chart,
@@ -37,8 +36,10 @@ from paste_agent.dashboard.view import (
     trace_link,
     transaction_link,
 )
+from paste_agent.kept import TraceRow
 from paste_agent.recorder.layout import W_CONCURRENCY
-from paste_agent.store import history, inside_summary
+from paste_agent.store import history, kept_traces, lookup
+from paste_agent.store.kept_traces import Wanted
 from paste_agent.store.store import RUNNING, PostmortemRow, RecorderRow, SeriesTotal
 from paste_agent.store.summary import figures as figures_of
 from paste_agent.store.summary import overall
@@ -47,7 +48,13 @@ from paste_agent.wording import apdex_text, duration, many, one_line, rate_text,
 #: What "now" is in "is it well now". s
 _NOW_S = 300
 _ROUTES, _ERRORS, _LOST = 8, 6, 3
+#: Kept transactions that the newest of an error is looked for in.
+_LOOKED_AT = 100
+#: Points of a line of the size of a word.
+_SPARK = 30
 _NS = 1_000_000_000
+_OVERFLOW = "otel.metric.overflow"
+_NO_ERROR = object()
 #: From these shares on something is worth a look, or is wrong.
 _SOME_ERRORS, _MANY_ERRORS, _BUSY = 0.01, 0.05, 0.9
 
@@ -70,7 +77,7 @@ def overview(view: View) -> Page:
         return Page("Overview", join([*body, _lost(view, lost)]), "/")
     by_type = view.points(REQUEST_DURATION, by="error.type")
     whole = by_type[None]
-    body.append(_figures(view, series, workers))
+    body.append(_figures(view, all_of(whole), _failed(series), workers))
     body.append(
         charts(
             throughput_chart(view, whole),
@@ -82,7 +89,7 @@ def overview(view: View) -> Page:
         )
     )
     body.append(_routes(view, series))
-    body.append(_errors(view))
+    body.append(_errors(view, series))
     body.append(_lost(view, lost))
     return Page("Overview", join(body), "/")
 
@@ -154,8 +161,7 @@ def _failed(series: Sequence[SeriesTotal]) -> int:
     return sum(found.total.count for found in series if "error.type" in found.attributes)
 
 
-def _figures(view: View, series: Sequence[SeriesTotal], workers: Sequence[RecorderRow]) -> Markup:
-    total, errors = overall(series), _failed(series)
+def _figures(view: View, total: Total, errors: int, workers: Sequence[RecorderRow]) -> Markup:
     found = figures_of(total)
     return figures(
         ("requests", f"{total.count:,}", ""),
@@ -200,30 +206,49 @@ def _queue(view: View) -> Markup | None:
 # -- what is slow, what fails --------------------------------------------------------------------------------------
 
 
-def _routes(view: View, series: Sequence[SeriesTotal]) -> Markup:
-    groups: dict[tuple[Any, Any, Any], tuple[SeriesTotal, Total, int]] = {}
+class _Group:
+    """Series of one transaction, or of one error. What takes long, the percentiles, is left until it is asked for."""
+
+    def __init__(self, attributes: Mapping[str, Any]) -> None:
+        self.attributes = attributes
+        self.totals: list[Total] = []
+        self.count = self.sum_ns = self.errors = 0
+
+    def add(self, found: SeriesTotal) -> None:
+        self.totals.append(found.total)
+        self.count += found.total.count
+        self.sum_ns += found.total.sum_ns
+        self.errors += found.total.count if "error.type" in found.attributes else 0
+
+
+def _grouped(series: Iterable[SeriesTotal], names: Sequence[str]) -> list[_Group]:
+    groups: dict[tuple[Any, ...], _Group] = {}
     for found in series:
-        names = found.attributes
-        key = (names.get("http.request.method"), names.get("http.route"), names.get("otel.metric.overflow"))
-        first, total, errors = groups.get(key, (found, Total(), 0))
-        total.add(found.total)
-        groups[key] = (first, total, errors + (found.total.count if "error.type" in names else 0))
-    whole_ns = sum(total.sum_ns for _, total, _ in groups.values()) or 1
-    ranked = sorted(groups.values(), key=lambda group: -group[1].sum_ns)[:_ROUTES]
-    over_time = view.points(REQUEST_DURATION, by="http.route")
+        key = tuple(found.attributes.get(name) for name in names)
+        groups.setdefault(key, _Group(found.attributes)).add(found)
+    return list(groups.values())
+
+
+def _routes(view: View, series: Sequence[SeriesTotal]) -> Markup:
+    names = ("http.request.method", "http.route", _OVERFLOW)
+    groups = sorted(_grouped(series, names), key=lambda group: -group.sum_ns)
+    whole_ns = sum(group.sum_ns for group in groups) or 1
+    steps = view.span.window(_SPARK)  # the last of which has not ended
     rows: list[list[Child]] = []
-    for first, total, errors in ranked:
-        found_figures = figures_of(total)
-        route = str(first.attributes.get("http.route", ""))
+    for group in groups[:_ROUTES]:
+        # One by one: all of them over time would be far more than is shown.
+        where = {name: group.attributes.get(name) for name in names}
+        over_time = history.points(view.store, steps, REQUEST_DURATION, where)[None]
+        found = figures_of(all_of(group.totals))
         rows.append([
-            transaction_link(view, first.attributes),
-            spark(per_second(view, over_time.get(route, []))),
-            rate_text(total.count, view.seconds),
-            error_cell(errors, total.count),
-            duration_cell(found_figures["p50_s"]),
-            duration_cell(found_figures["p95_s"]),
-            apdex_cell(found_figures["apdex"]),
-            share_cell(total.sum_ns / whole_ns),
+            transaction_link(view, group.attributes),
+            spark([float(total.count) for total in over_time[:-1]]),
+            rate_text(group.count, view.seconds),
+            error_cell(group.errors, group.count),
+            duration_cell(found["p50_s"]),
+            duration_cell(found["p95_s"]),
+            apdex_cell(found["apdex"]),
+            share_cell(group.sum_ns / whole_ns),
         ])  # fmt: skip
     columns = (
         Column("transaction", numeric=False, css="wide"), Column("over time", numeric=False, css="spark-cell"),
@@ -234,23 +259,32 @@ def _routes(view: View, series: Sequence[SeriesTotal]) -> Markup:
     return section("What takes the time", table("Transactions by time spent", columns, rows), tag("p", more))
 
 
-def _errors(view: View) -> Markup:
-    series = view.totals(ERRORS, REQUEST_DURATION)
-    found = inside_summary.errors(view.store, series, view.window.start_s, view.window.end_s)
-    found = [one for one in found if not one["expected"]][:_ERRORS]
-    if not found:
+def _errors(view: View, series: Sequence[SeriesTotal]) -> Markup:
+    """The most frequent errors, each with its newest trace. The page of errors knows more, and takes longer."""
+    seen = [one for one in view.totals(ERRORS) if one.attributes.get("paste_agent.error.expected") != "true"]
+    counted = {one.attributes.get("error.type") for one in seen}
+    # Failed requests whose errors were not counted by themselves.
+    seen += [one for one in series if one.attributes.get("error.type", _NO_ERROR) not in {*counted, _NO_ERROR}]
+    groups = sorted(_grouped(seen, ("error.type", "http.route", _OVERFLOW)), key=lambda group: -group.count)
+    groups = [group for group in groups if group.count]
+    if not groups:
         return section("What fails", tag("p", "Nothing: no error was seen in this span of time.", class_="good"))
+    failed = _newest_failed(view)
     rows: list[list[Child]] = []
-    for one in found:
-        kind = one_line(one["type"], 80)
+    for group in groups[:_ERRORS]:
+        where = {name: group.attributes.get(name) for name in ("error.type", "http.route")}
+        overflow = bool(group.attributes.get(_OVERFLOW))
+        kind = "(all others)" if overflow else one_line(where["error.type"], 80)
+        newest = None if overflow else _of(failed, where)
+        message = None if newest is None else _message(view, newest)
         rows.append([
             join((
                 tag("span", f"status {kind}" if kind.isdecimal() else kind, class_="bad"),
-                tag("small", one_line(one["last_message"], 160), class_="below") if one["last_message"] else None,
+                tag("small", one_line(message, 160), class_="below") if message else None,
             )),
-            tag("span", one_line(one["route"] or "–", 80)),
-            f"{one['count']:,}",
-            trace_link(view, one["last_trace_id"]) if one["last_trace_id"] else tag("span", "–", class_="dim"),
+            tag("span", one_line(where["http.route"] or "–", 80)),
+            f"{group.count:,}",
+            tag("span", "–", class_="dim") if newest is None else trace_link(view, newest.trace_id.hex()),
         ])  # fmt: skip
     columns = (
         Column("error", numeric=False, css="wide"), Column("route", numeric=False), Column("count"),
@@ -258,6 +292,26 @@ def _errors(view: View) -> Markup:
     )  # fmt: skip
     more = tag("a", "All errors", href=view.link("/errors"))
     return section("What fails", table("Errors by how often they came", columns, rows), tag("p", more))
+
+
+def _newest_failed(view: View) -> list[TraceRow]:
+    """The newest kept transactions that failed, without detail."""
+    start_s, end_s = view.window.start_s, view.window.end_s
+    return kept_traces.find(view.store, start_s, end_s, Wanted(failed=True), limit=_LOOKED_AT, bare=True)
+
+
+def _of(newest: Sequence[TraceRow], where: Mapping[str, object]) -> TraceRow | None:
+    """The newest that is like that."""
+    return next((row for row in newest if all(row.attributes.get(name) == where[name] for name in where)), None)
+
+
+def _message(view: View, bare: TraceRow) -> str | None:
+    """Of its exception."""
+    rows = lookup.transactions_of(view.store, bare.trace_id.hex(), 100)
+    row = next((row for row in rows if row.span_id == bare.span_id), bare)
+    exception = (row.detail or {}).get("exception")
+    message = exception.get("message") if isinstance(exception, dict) else None
+    return message if isinstance(message, str) else None
 
 
 def _lost(view: View, lost: Sequence[PostmortemRow]) -> Child:

@@ -6,9 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from paste_agent.dashboard import finding
 from paste_agent.dashboard.charts import shares, timeline
-from paste_agent.dashboard.finding import Filter
 from paste_agent.dashboard.html import Child, Markup, join, tag
 from paste_agent.dashboard.pages.common import (
     css_of_part,
@@ -31,8 +29,9 @@ from paste_agent.dashboard.view import (
 )
 from paste_agent.kept import TraceRow
 from paste_agent.recorder.layout import WHY_KEPT
-from paste_agent.store import lookup
+from paste_agent.store import kept_traces, lookup
 from paste_agent.store.inside_summary import SHARED, code_of, dicts, number
+from paste_agent.store.kept_traces import NEWEST, SLOWEST, Place, Wanted
 from paste_agent.store.summary import probability_of
 from paste_agent.store.trace_tree import Node, all_of, trees
 from paste_agent.wording import OWN, duration, many, one_line, share_text
@@ -58,17 +57,18 @@ _SAID = frozenset(
 
 def traces(view: View) -> Page:
     query = view.query
-    order = query.choice("order", ("newest", "slowest"), "newest")
+    order = query.choice("order", (NEWEST, SLOWEST), NEWEST)
     why = query.choice("why", ("", *_WHYS), "")
-    wanted = Filter(
+    wanted = Wanted(
         where=_where(view),
-        failed=query.flag("failed"),
-        least_s=query.number("slower", 0, 1e6),
+        failed=True if query.flag("failed") else None,
         why=_WHYS.get(why, 0),
-        text=query.text("q"),
+        min_duration_ns=int((query.number("slower", 0, 1e6) or 0) * _NS),
+        text=query.text("q") or "",
     )
-    before = _before(view)
-    rows = finding.traces(view.store, view.window, wanted, order=order, limit=_PAGE + 1, before=before)
+    before = _before(view) if order == NEWEST else None
+    start_s, end_s = view.window.start_s, view.window.end_s
+    rows = kept_traces.find(view.store, start_s, end_s, wanted, order=order, limit=_PAGE + 1, after=before)
     form = _filter(view, why, order)
     if not rows:
         return Page("Traces", join((form, _none(view, before is not None))), "/traces")
@@ -76,12 +76,12 @@ def traces(view: View) -> Page:
     steps: list[Child] = []
     if before is not None:
         steps.append(tag("a", "Newest", href=view.again(before=None)))
-    if len(rows) > _PAGE and order == "newest":
+    if len(rows) > _PAGE and order == NEWEST:
         last = rows[_PAGE - 1]
         steps.append(
             tag("a", "Older", href=view.again(before=f"{last.started_at_ns}-{last.span_id.hex()}"), rel="next")
         )
-    count = finding.count(view.store, view.window, wanted)
+    count = kept_traces.count(view.store, start_s, end_s, wanted)
     body.append(tag("p", f"{many(count, 'kept transaction')} in all. ", join(steps, " · "), class_="note"))
     return Page("Traces", join(body), "/traces")
 
@@ -95,14 +95,14 @@ def _where(view: View) -> dict[str, object]:
     return {attribute: view.query.text(field) for field, attribute in IDENTITY.items()}
 
 
-def _before(view: View) -> tuple[int, bytes] | None:
+def _before(view: View) -> Place | None:
     text = view.query.text("before")
     if text is None:
         return None
     match = _BEFORE.fullmatch(text)
     if match is None or int(match[1]) >= 1 << 63:
         raise BadQuery(f"before = {text!r}: expected what the link to the next page says")
-    return int(match[1]), bytes.fromhex(match[2])
+    return Place(int(match[1]), bytes.fromhex(match[2]))
 
 
 def _filter(view: View, why: str, order: str) -> Markup:
@@ -112,7 +112,7 @@ def _filter(view: View, why: str, order: str) -> Markup:
         tag("input", type="hidden", name=name, value=value) for name, value in query.fields.items() if name not in own
     ]
     options = [tag("option", word or "for any reason", value=word, selected=word == why) for word in ("", *_WHYS)]
-    orders = [tag("option", word, value=word, selected=word == order) for word in ("newest", "slowest")]
+    orders = [tag("option", word, value=word, selected=word == order) for word in (NEWEST, SLOWEST)]
     return tag(
         "form",
         hidden,

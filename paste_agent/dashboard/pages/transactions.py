@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 from paste_agent.aggregate import PART_DURATION, PART_SPANS, REQUEST_DURATION, TASK_DURATION, Total
-from paste_agent.dashboard import finding
 from paste_agent.dashboard.charts import histogram, shares
-from paste_agent.dashboard.finding import Filter
 from paste_agent.dashboard.html import Child, Markup, join, tag
 from paste_agent.dashboard.pages.common import (
     LATENCY_COLUMNS,
@@ -46,14 +45,15 @@ from paste_agent.dashboard.view import (
     transaction_link,
 )
 from paste_agent.kept import TraceRow
-from paste_agent.store import inside_summary
+from paste_agent.store import inside_summary, kept_traces
 from paste_agent.store.inside_summary import SHARED, dicts, number
+from paste_agent.store.kept_traces import SLOWEST, Wanted
 from paste_agent.store.store import SeriesTotal
 from paste_agent.store.summary import figures as figures_of
 from paste_agent.wording import OWN, duration, one_line, rate_text, share_text
 
 _NS = 1_000_000_000
-_ROWS = 200
+_ROWS = 100
 _TRACES = 10
 #: Kept traces of one transaction whose queries are looked at.
 _LOOKED_AT = 30
@@ -66,8 +66,12 @@ class Row:
 
     def __init__(self, attributes: Mapping[str, Any]) -> None:
         self.attributes = attributes
-        self.total = Total()
+        self.totals: list[Total] = []
         self.errors = 0
+
+    @cached_property
+    def total(self) -> Total:
+        return all_of(self.totals)
 
     @property
     def name(self) -> str:
@@ -77,15 +81,11 @@ class Row:
         """What it is sorted by, the first first."""
         if sort == "name":
             return (self.name,)
+        if sort in ("time", "requests"):  # without the percentiles, which take longer
+            return (-sum(total.sum_ns if sort == "time" else total.count for total in self.totals), self.name)
         found = figures_of(self.total)
         worst_first = 2.0 if found["apdex"] is None else found["apdex"]
-        value = {
-            "time": -self.total.sum_ns,
-            "requests": -self.total.count,
-            "errors": -self.errors,
-            "max": -self.total.max_ns,
-            "apdex": worst_first,
-        }.get(sort)
+        value = {"errors": -self.errors, "max": -self.total.max_ns, "apdex": worst_first}.get(sort)
         return (value if value is not None else -found[f"{sort}_s"], self.name)
 
 
@@ -98,7 +98,7 @@ def rows_of(series: Sequence[SeriesTotal], metric: str) -> list[Row]:
             continue
         identity = {name: found.attributes[name] for name in names if name in found.attributes}
         row = rows.setdefault(tuple(identity.items()), Row(identity))
-        row.total.add(found.total)
+        row.totals.append(found.total)
         if "error.type" in found.attributes:
             row.errors += found.total.count
     return list(rows.values())
@@ -144,7 +144,7 @@ def _search(view: View, wanted: str | None) -> Markup:
 def _table(
     view: View, title: str, shown: Sequence[Row], rows: Sequence[Row], sort: str, spent: Mapping[Any, Mapping[str, Any]]
 ) -> Markup:
-    whole_ns = sum(row.total.sum_ns for row in rows) or 1
+    whole_ns = sum(total.sum_ns for row in rows for total in row.totals) or 1
     cells: list[list[Child]] = []
     for row in sorted(shown, key=lambda row: row.order(sort))[:_ROWS]:
         key = (row.attributes.get("http.request.method"), row.attributes.get("http.route"))
@@ -300,8 +300,9 @@ def _breakdown(view: View, where: Mapping[str, object]) -> Child:
 
 def _kept(view: View, where: Mapping[str, object]) -> tuple[list[TraceRow], list[TraceRow]]:
     """Its slowest and its newest failed kept transactions."""
-    slowest = finding.traces(view.store, view.window, Filter(where=where), order="slowest", limit=_LOOKED_AT)
-    failed = finding.traces(view.store, view.window, Filter(where=where, failed=True), limit=_TRACES)
+    start_s, end_s = view.window.start_s, view.window.end_s
+    slowest = kept_traces.find(view.store, start_s, end_s, Wanted(where=where), order=SLOWEST, limit=_LOOKED_AT)
+    failed = kept_traces.find(view.store, start_s, end_s, Wanted(where=where, failed=True), limit=_TRACES)
     return slowest, failed
 
 
