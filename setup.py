@@ -103,7 +103,7 @@ setup(
         "Typing :: Typed",
     ],
     packages=find_packages(include=["paste_agent", "paste_agent.*"]),
-    package_data={"paste_agent": ["py.typed"], "paste_agent.demo": ["static/*"]},
+    package_data={"paste_agent": ["py.typed"], "paste_agent.demo": ["static/*"], "paste_agent.dashboard": ["static/*"]},
     python_requires=">=3.10",
     install_requires=RUNTIME,
     extras_require={
@@ -117,7 +117,12 @@ setup(
     entry_points={
         "paste.filter_app_factory": ["main = paste_agent.filter:main"],
         "paste.server_runner": ["main = paste_agent.server.runner:main"],
-        "paste.app_factory": ["demo = paste_agent.demo.shop:main", "metrics = paste_agent.scrape:main"],
+        "paste.app_factory": [
+            "demo = paste_agent.demo.shop:main",
+            "dashboard = paste_agent.dashboard.app:main",
+            "metrics = paste_agent.scrape:main",
+        ],
+        "paste.composite_factory": ["mount = paste_agent.dashboard.mount:main"],
         "console_scripts": [
             "gunicorn_paster = paste_agent.server.gunicorn_paster:run",
             "gunicorn_django = paste_agent.server.gunicorn_django:run",

@@ -37,6 +37,30 @@ def filter_sections(path: str) -> list[str]:
     return [name for name in parser.sections() if name.startswith("filter") and _is_ours(parser, name)]
 
 
+def sections_that_use(path: str, name: str) -> list[str]:
+    """Names of the sections whose `use` is the entry point `name` of this package. Raises IniError."""
+    parser = parser_of(path)
+    found: list[str] = []
+    for section in parser.sections():
+        scheme, _, rest = parser.get(section, "use", fallback="").strip().partition(":")
+        package, _, entry = rest.partition("#")
+        if scheme == "egg" and package.strip().lower() in _OURS and entry.strip() == name:
+            found.append(section)
+    return found
+
+
+def mounted_at(path: str) -> list[str]:
+    """URL paths at which the ini mounts the dashboard, as far as its composites tell. Raises IniError."""
+    parser = parser_of(path)
+    names = {section.partition(":")[2].strip() for section in sections_that_use(path, "dashboard")}
+    found: list[str] = []
+    for section in parser.sections():
+        if section.partition(":")[0] in ("composite", "composit"):
+            items = parser._sections[section].items()  # type: ignore[attr-defined]  # without [DEFAULT]
+            found += [key.rstrip("/") for key, value in items if key.startswith("/") and value.strip() in names]
+    return found
+
+
 def dropped_keys(path: str, section: str) -> list[str]:
     """Keys of `section` that the loader drops because [DEFAULT] has them too. Raises IniError."""
     parser = parser_of(path)

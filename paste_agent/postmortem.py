@@ -7,8 +7,8 @@ no further than it makes sense.
 from __future__ import annotations
 
 import signal
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from paste_agent import naming, stacks
@@ -317,3 +317,27 @@ def short_id(name: str) -> str:
     """As much of an id as tells it from all others: pid and 32 bits."""
     pid, dash, rest = name.partition("-")
     return f"{pid}{dash}{rest[:8]}"
+
+
+# -- read back -----------------------------------------------------------------------------------------------------
+
+
+def of_summary(name: str, at: float, reason: str, summary: Mapping[str, Any]) -> Postmortem:
+    """A stored account as the one that it was; what is missing, as in a store of a newer version, reads as nothing.
+
+    name: id of the recorder. at: s since the epoch.
+    """
+    known: dict[str, Any] = {
+        "id": name, "at": at, "reason": reason, "headline": reason, "evidence": [], "worker": 0, "pid": 0,
+        "uptime_s": 0.0, "requests_served": 0, "memory_bytes": 0,
+    }  # fmt: skip
+    known |= _known_of(Postmortem, summary)
+    requests = summary.get("requests")
+    nothing = dict.fromkeys((one.name for one in fields(Lost)), "") | {"age_s": 0.0, "answered": False}
+    known["requests"] = [Lost(**(nothing | _known_of(Lost, one))) for one in requests or () if isinstance(one, Mapping)]
+    return Postmortem(**known)
+
+
+def _known_of(kind: type[Any], summary: Mapping[str, Any]) -> dict[str, Any]:
+    names = {one.name for one in fields(kind)}
+    return {name: value for name, value in summary.items() if name in names}

@@ -36,6 +36,7 @@ INSTRUMENTATIONS = (
 _TRUE = frozenset(("true", "yes", "on", "1"))
 _FALSE = frozenset(("false", "no", "off", "0"))
 _USER_INFO = re.compile(r"//[^/]*@")
+_QUERY = re.compile(r"\?[^#]*")
 
 
 class _WrongValue(Exception):
@@ -88,6 +89,14 @@ def _text(text: str) -> str:
     value = text.strip()
     if not value or len(value) > 255 or not value.isprintable():
         raise _WrongValue("expected 1 to 255 printable characters")
+    return value
+
+
+def _token(text: str) -> str:
+    value = text.strip()
+    # Nothing slows down who guesses: the length has to.
+    if not 16 <= len(value) <= 255 or not value.isascii() or not value.isprintable() or " " in value:
+        raise _WrongValue("expected 16 to 255 characters without spaces, as `openssl rand -hex 20` makes them")
     return value
 
 
@@ -323,6 +332,7 @@ TABLE: dict[str, Setting] = {
         Setting("high_security", _boolean, False, "", "Overrule every setting that records more than the defaults do, and leave out messages of exceptions and attributes of the application."),
         Setting("forward_logs", _choice("off", "debug", "info", "warning", "error", "critical"), "off", "", "Send log records of this level and above to the collector, bound to the trace that they belong to."),
         Setting("record_query", _boolean, False, "", "Record `url.query` of kept traces, its values replaced by REDACTED."),
+        Setting("access_token", _token, None, "", "Opens the dashboard that an ini mounts; without one it stays shut.", default_text="none", secret=True),
         Setting("max_series", _integer(10, 2000, "2000"), 2000, "", "Most combinations of method, route, status and error; the rest fold into one."),
         Setting("ring_records", _integer(1024, 1_048_576, "16384"), 16_384, "", "Finished transactions that a process can hold until they are drained, 64 bytes each."),
         Setting("retention_days", _number("days", "30"), 30.0, "d", "How long the store keeps what it knows of the past."),
@@ -330,6 +340,26 @@ TABLE: dict[str, Setting] = {
         Setting("shutdown_timeout_s", _seconds, 2.0, "s", "How long the last drain and export of a process may take."),
     ]
 }  # fmt: skip
+
+
+def shown(row: Setting, value: object) -> str:
+    """A value as people are told it: never a secret, never user or query of an address. '' for none."""
+    if value is None or value in ({}, ()):
+        return ""
+    if isinstance(value, dict):
+        return ", ".join(f"{name}={'***' if row.secret else text}" for name, text in value.items())
+    if row.secret:
+        return "***"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return " ".join(map(str, value))
+    if isinstance(value, float):
+        return f"{value:g} {row.unit}".strip()
+    if row.key.endswith("endpoint"):
+        # A key may stand in the query as well.
+        return _QUERY.sub("?***", _USER_INFO.sub("//***@", str(value)))
+    return f"{value} {row.unit}".strip()
 
 
 class Target(NamedTuple):
@@ -384,6 +414,7 @@ class Settings:
     high_security: bool
     forward_logs: str
     record_query: bool
+    access_token: str | None
     max_series: int
     ring_records: int
     retention_days: float
@@ -504,6 +535,11 @@ def _expanded(text: str, environ: Mapping[str, str]) -> str:
         return headers.expanded(text, environ)
     except ValueError as wrong:
         raise _WrongValue(str(wrong)) from None
+
+
+def read(key: str, place: str, text: str) -> object:
+    """The value of one key that another section has as well. place: for messages. Raises SettingError."""
+    return _read(TABLE[key], place, text, _as_it_is)
 
 
 def _read(row: Setting, place: str, text: str, convert: Callable[[str], str]) -> object:

@@ -9,6 +9,7 @@ import click
 import paste_agent
 from paste_agent.cli import (
     check,
+    dashboard,
     demo_traffic,
     generate_config,
     install,
@@ -18,6 +19,7 @@ from paste_agent.cli import (
     run_program,
     send_test,
     settings_command,
+    top,
     trace,
 )
 from paste_agent.errors import AgentError
@@ -47,6 +49,8 @@ group.add_command(report.command, "report")
 group.add_command(trace.command, "trace")
 group.add_command(postmortem.command, "postmortem")
 group.add_command(metrics.command, "metrics")
+group.add_command(dashboard.command, "dashboard")
+group.add_command(top.command, "top")
 group.add_command(demo_traffic.command, "demo-traffic")
 
 

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import fields
-from typing import Any
 
 import click
 
 from paste_agent.cli.target import target_of
 from paste_agent.errors import StoreError
-from paste_agent.postmortem import Lost, Postmortem, describe, short_id
+from paste_agent.postmortem import Postmortem, describe, of_summary, short_id
 from paste_agent.store.store import READ_ERRORS, PostmortemRow, Store
 from paste_agent.store.summary import rfc3339
 
@@ -75,18 +72,4 @@ def _found(store: Store, name: str | None, path: str) -> PostmortemRow | None:
 
 
 def _account(row: PostmortemRow) -> Postmortem:
-    """A row as the account that it was; what is missing, as in a store of a newer version, reads as nothing."""
-    known: dict[str, Any] = {
-        "id": row.id, "at": row.at, "reason": row.reason, "headline": row.reason, "evidence": [], "worker": 0,
-        "pid": 0, "uptime_s": 0.0, "requests_served": 0, "memory_bytes": 0,
-    }  # fmt: skip
-    known |= _of(Postmortem, row.summary)
-    requests = row.summary.get("requests")
-    nothing = dict.fromkeys((one.name for one in fields(Lost)), "") | {"age_s": 0.0, "answered": False}
-    known["requests"] = [Lost(**(nothing | _of(Lost, one))) for one in requests or () if isinstance(one, Mapping)]
-    return Postmortem(**known)
-
-
-def _of(kind: type[Any], summary: Mapping[str, Any]) -> dict[str, Any]:
-    names = {one.name for one in fields(kind)}
-    return {name: value for name, value in summary.items() if name in names}
+    return of_summary(row.id, row.at, row.reason, row.summary)

@@ -23,8 +23,10 @@ from paste_agent.cli.target import target_of
 from paste_agent.errors import StoreError
 from paste_agent.postmortem import short_id
 from paste_agent.stacks import application_frame, parse
+from paste_agent.store import history
 from paste_agent.store.store import READ_ERRORS, SeriesTotal, Store
 from paste_agent.store.summary import figures, overall, summarize, trace_name
+from paste_agent.wording import apdex_text, rate_text
 
 #: Workers that were lost, listed.
 _LOST = 5
@@ -79,7 +81,7 @@ def _read(path: str, service: str | None, since: float | None) -> tuple[dict[str
         start_s, end_s = _window(store, since)
         name = target.settings.service_name if target.settings else (store.meta("service.name") or target.store)
         summary = summarize(store, name, start_s, end_s)
-        series = [found for found in store.totals_between(start_s, end_s) if found.metric == REQUEST_DURATION]
+        series = history.totals(store, start_s, end_s, [REQUEST_DURATION])
     except READ_ERRORS as error:  # its pages may hold anything
         raise StoreError(f"{target.store}: cannot be read: {error}") from None
     finally:
@@ -142,11 +144,11 @@ def _head(summary: dict[str, Any], total: Total, seconds: float) -> Panel:
     grid.add_row(
         _figure("requests", f"{summary['requests']:,}"),
         _figure("errors", f"{summary['errors']:,} ({share:.1%})", "red" if summary["errors"] else "green"),
-        _figure("throughput", _rate(summary["requests"], seconds)),
+        _figure("throughput", rate_text(summary["requests"], seconds)),
         _figure("p50", duration(found["p50_s"])),
         _figure("p95", duration(found["p95_s"])),
         _figure("p99", duration(found["p99_s"])),
-        _figure("Apdex", _apdex_text(found["apdex"]), _apdex_style(found["apdex"])),
+        _figure("Apdex", apdex_text(found["apdex"]), _apdex_style(found["apdex"])),
     )
     window = f"  {summary['from'][:19]}Z – {summary['to'][:19]}Z"
     title = Text.assemble((printable(summary["service"]), "bold"), window)
@@ -182,7 +184,7 @@ def _routes(series: Sequence[SeriesTotal], limit: int, wide: bool) -> Table:
             duration(found_figures["p95_s"]),
             duration(found_figures["p99_s"]),
             *([duration(found_figures["max_s"])] if wide else []),
-            Text(_apdex_text(found_figures["apdex"]), style=_apdex_style(found_figures["apdex"])),
+            Text(apdex_text(found_figures["apdex"]), style=_apdex_style(found_figures["apdex"])),
             f"{total.sum_ns / whole_ns:.0%}",
         )
     if len(ranked) > limit:
@@ -273,17 +275,6 @@ def _workers(workers: Sequence[dict[str, Any]]) -> Table:
             worker["since"][:19].replace("T", " "),
         )
     return table
-
-
-def _rate(count: int, seconds: float) -> str:
-    if seconds <= 0:
-        return "–"
-    rate = count / seconds
-    return f"{rate:.1f}/s" if rate >= 1 else f"{rate * 60:.1f}/min"
-
-
-def _apdex_text(apdex: float | None) -> str:
-    return "–" if apdex is None else f"{apdex:.2f}"
 
 
 def _apdex_style(apdex: float | None) -> str:

@@ -58,6 +58,8 @@ def as_object(found: Settings, show_all: bool) -> dict[str, Any]:
 def _masked(row: settings.Setting, value: object) -> object:
     if row.secret and isinstance(value, dict):
         return dict.fromkeys(value, _MASK)
+    if row.secret and value is not None:
+        return _MASK
     if row.key.endswith("endpoint") and value is not None:
         # A key may stand in the query as well.
         return _QUERY.sub(f"?{_MASK}", _USERINFO.sub(f"//{_MASK}@", str(value)))

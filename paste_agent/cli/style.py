@@ -1,8 +1,7 @@
-"""How the commands print: figures, untrusted text, tables and bars."""
+"""How the commands print: tables, bars, and, from `wording`, figures and untrusted text."""
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -15,7 +14,14 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
-OWN = "own code"
+from paste_agent.wording import LABELS as LABELS
+from paste_agent.wording import OWN as OWN
+from paste_agent.wording import duration as duration
+from paste_agent.wording import one_line as one_line
+from paste_agent.wording import place_text as place_text
+from paste_agent.wording import printable as printable
+from paste_agent.wording import share_text as share_text
+
 #: What time is spent on, and its colour wherever it is told: one that is seen on white as well as on black.
 COLOURS = {
     "database": "blue",
@@ -27,8 +33,6 @@ COLOURS = {
     "function": "default",
     OWN: "bright_black",
 }
-#: As headings and in sentences.
-LABELS = {"call": "calls", "message": "messages", "template": "templates"}
 #: Pieces of a bar, told apart by their form where there is no colour.
 _FORMS, _ASCII_FORMS = "█▓▒░", "#=+-"
 
@@ -89,34 +93,3 @@ def numbers(table: Table, *headings: str) -> None:
 
 def count_of_errors(count: int) -> Text:
     return Text(f"{count:,}", style="red") if count else Text("0", style="dim")
-
-
-def duration(seconds: float) -> str:
-    """Three figures and a unit: 12.3 ms."""
-    for unit, scale in (("s", 1.0), ("ms", 1e-3)):
-        if seconds >= scale:
-            return f"{seconds / scale:.3g} {unit}" if seconds / scale < 100 else f"{seconds / scale:,.0f} {unit}"
-    return f"{seconds / 1e-6:.3g} µs"
-
-
-def share_text(share: float) -> str:
-    """A share as a whole per cent; what is not nothing is not shown as such."""
-    return "<1%" if 0 < share < 0.005 else f"{share:.0%}"
-
-
-def printable(text: object, limit: int = 200) -> str:
-    """Paths, messages and routes come from anybody: nothing that a terminal would obey, and no more than fits."""
-    return "".join(char if char.isprintable() else "�" for char in str(text)[:limit])
-
-
-def one_line(text: object, limit: int = 200) -> str:
-    """Text of several lines, such as a query, as one, with a mark where it is cut."""
-    line = printable(" ".join(str(text)[: 8 * limit].split()), limit + 1)
-    return line if len(line) <= limit else line[: limit - 1].rstrip() + "…"
-
-
-def place_text(code: dict[str, Any], folders: int = 2) -> str:
-    """A place in the code, the file with its last few folders: what is before them is the same for all."""
-    parts = str(code["file"]).split(os.sep)
-    file = str(code["file"]) if len(parts) <= folders + 2 else os.sep.join(["…", *parts[-folders - 1 :]])
-    return printable(f"{file}:{code['line']}" + (f" in {code['function']}" if code["function"] else ""))

@@ -6,12 +6,13 @@ import logging
 import os
 from typing import NamedTuple
 
-from paste_agent.errors import IniError, RuntimeDirError, StoreError
+from paste_agent.errors import IniError, RuntimeDirError
 from paste_agent.launch.configuration import services_in
 from paste_agent.log import Warnings, logger
 from paste_agent.recorder import layout
 from paste_agent.runtime_dir import STORE, existing_service_dir
 from paste_agent.settings import IN_MEMORY, Settings
+from paste_agent.store.opening import store_path
 from paste_agent.store.store import READ_ERRORS
 
 _SQLITE = b"SQLite format 3\0"
@@ -43,16 +44,33 @@ def settings_of(path: str, service: str | None) -> Settings | None:
     service: which one, when the ini measures several.
     Raises IniError and SettingError, each one line.
     """
+    return None if _is_store(path) else _service_in(path, service)
+
+
+def service_of(path: str, service: str | None) -> Settings:
+    """The settings of a service, of whose store nothing is needed.
+
+    Raises IniError and SettingError, each one line.
+    """
+    found = settings_of(path, service)
+    if found is None:
+        raise IniError(f"{path}: is a store, which does not say where its processes are; give the service's ini")
+    return found
+
+
+def _is_store(path: str) -> bool:
     if not os.path.exists(path):
         raise IniError(f"{path}: no such file; give the service's ini, or the path of its store")
     if os.path.isdir(path):
         raise IniError(f"{path}: is a directory; give the service's ini, or the path of its store")
     try:
         with open(path, "rb") as file:
-            if file.read(len(_SQLITE)) == _SQLITE:
-                return None
+            return file.read(len(_SQLITE)) == _SQLITE
     except OSError as error:
         raise IniError(f"{path}: {error.strerror}; give the service's ini, or the path of its store") from None
+
+
+def _service_in(path: str, service: str | None) -> Settings:
     services = services_in(path, os.environ)
     if service is not None:
         services = [found for found in services if found.service_name == service]
@@ -86,15 +104,3 @@ def catch_up(settings: Settings) -> None:
         reporter.catch_up(settings, directory, Warnings(settings.service_name))
     except (OSError, *READ_ERRORS):
         pass  # busy, or full
-
-
-def store_path(settings: Settings) -> str:
-    """Where the service's store is on this host. Raises StoreError when it has none yet."""
-    path = settings.store
-    if path == IN_MEMORY:
-        directory = existing_service_dir(settings, os.environ)
-        path = os.path.join(directory, STORE) if directory else ""
-    if not os.path.exists(path):
-        where = path or "the runtime directory"
-        raise StoreError(f"{where}: no store yet; start the service and send it a request")
-    return path

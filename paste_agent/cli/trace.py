@@ -13,7 +13,6 @@ from rich.text import Text
 from paste_agent.cli import trace_page
 from paste_agent.cli.style import console_of
 from paste_agent.cli.target import target_of
-from paste_agent.cli.trace_tree import all_of, trees
 from paste_agent.errors import StoreError
 from paste_agent.kept import TraceRow
 from paste_agent.recorder.layout import WHY_KEPT
@@ -21,6 +20,7 @@ from paste_agent.store import lookup
 from paste_agent.store.inside_summary import dicts, number
 from paste_agent.store.store import READ_ERRORS, Store
 from paste_agent.store.summary import probability_of, rfc3339, trace_name
+from paste_agent.store.trace_tree import all_of, trees
 
 _DEFAULT = "production.ini"
 #: A shorter beginning is no id but a typing error.

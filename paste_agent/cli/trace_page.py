@@ -9,11 +9,12 @@ from rich.text import Text
 
 from paste_agent.cli.style import COLOURS, OWN, duration, one_line, place_text, printable
 from paste_agent.cli.tables import shares_text
-from paste_agent.cli.trace_tree import Node, all_of, trees
 from paste_agent.kept import TraceRow
 from paste_agent.recorder.layout import WHY_KEPT
 from paste_agent.store.inside_summary import SHARED, code_of, dicts, number
 from paste_agent.store.summary import probability_of, rfc3339
+from paste_agent.store.trace_tree import Node, all_of, trees
+from paste_agent.wording import many
 
 _NS = 1_000_000_000
 _FIGURE = 8  #: columns of a duration
@@ -94,7 +95,7 @@ def lines_of(
     yield Text.assemble(
         ("trace ", "dim"),
         (rows[0].trace_id.hex(), "bold"),
-        (f"  {_many(len(rows), 'transaction')}{' and more' if more else ''}, {_many(spans, 'span')}", "dim"),
+        (f"  {many(len(rows), 'transaction')}{' and more' if more else ''}, {many(spans, 'span')}", "dim"),
     )
     for group in _groups(roots):
         scale = scale_of(group)
@@ -105,10 +106,6 @@ def lines_of(
     for node in sorted((node for node in all_of(roots) if node.row is not None), key=lambda node: node.start_ns):
         yield Text()
         yield from _about(node, columns, alone=len(rows) == 1)
-
-
-def _many(count: int, word: str) -> str:
-    return f"{count:,} {word}{'' if count == 1 else 's'}"
 
 
 def _groups(roots: Sequence[Node]) -> list[list[Node]]:

@@ -132,6 +132,10 @@ class Reader:
         """Whether the process has let go of its recorder. Then the lock is ours until `close`."""
         return self._descriptor >= 0 and lock.try_lock(self._descriptor)
 
+    def is_held(self) -> bool:
+        """Whether the process still has its recorder; unlike `is_dead`, nothing is locked after it."""
+        return self._descriptor >= 0 and lock.is_held(self._descriptor)
+
     def check(self) -> None:
         """Raises BadRecorder when the file is no longer the one that was opened: written over, or cut short."""
         if self._read(len(self._head), 0) != self._head:

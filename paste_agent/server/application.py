@@ -53,6 +53,7 @@ class IniApplication(Application, _Arbitrated):  # type: ignore[misc]  # gunicor
     def __init__(self, usage: str | None = None, prog: str | None = None) -> None:
         self.places: dict[str, str] = {}  # setting: where in the ini it stands
         self.services: Sequence[Settings] = ()  # of every enabled agent section of the ini
+        self.ini_path = ""
         super().__init__(usage, prog)
 
     def configure(self) -> None:
@@ -103,6 +104,7 @@ class IniApplication(Application, _Arbitrated):  # type: ignore[misc]  # gunicor
         config_file: stronger than the one that the ini names.
         Raises AgentError.
         """
+        self.ini_path = server.path
         self.lead_path(server.path)
         if server.path:
             self.cfg.set("default_proc_name", server.path)
@@ -133,6 +135,13 @@ class IniApplication(Application, _Arbitrated):  # type: ignore[misc]  # gunicor
     def install_hooks(self, services: Sequence[Settings]) -> None:
         self.services = services
         hooks.install(self.cfg, services)
+
+    def dashboards(self) -> Sequence[str]:
+        """URL paths at which the ini mounts the dashboard."""
+        try:
+            return ini.mounted_at(self.ini_path) if self.ini_path else ()
+        except IniError:
+            return ()
 
     def explain(self, error: Exception) -> str:
         text = str(error)

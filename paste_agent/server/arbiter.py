@@ -71,6 +71,11 @@ class IniArbiter(WitnessingArbiter):
         services: Sequence[Settings] = self.app.services
         return services
 
+    def start(self) -> None:
+        super().start()
+        for path in self.app.dashboards():
+            self.log.info("Dashboard at: %s", ", ".join(f"{listener}{path}/" for listener in self.LISTENERS))
+
     def reload(self) -> None:
         try:
             super().reload()

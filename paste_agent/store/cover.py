@@ -144,6 +144,16 @@ class Summed(Total):
     def buckets(self, found: dict[int, int]) -> None:
         self._added = found
 
+    def add(self, other: Total) -> None:
+        """As of any total; what nobody has added up yet stays so."""
+        if self._added is None and isinstance(other, Summed) and other._added is None:
+            self.more((
+                other.count, other.sum_ns, other.max_ns, other.satisfied, other.tolerating, other.frustrated, b"",
+            ))  # fmt: skip
+            self._packed += other._packed
+        else:
+            super().add(other)
+
     def more(self, columns: Sequence[Any]) -> None:
         """columns: of COLUMNS; of several rows, their sums, and their buckets one after the other."""
         count, sum_ns, max_ns, satisfied, tolerating, frustrated, packed = columns

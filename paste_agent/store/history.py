@@ -96,7 +96,7 @@ def points(
     lines = {name: [found.get((slot, key)) or Total() for slot in slots] for name, key in names.items()}
     if by is None:
         return {None: lines.get(None) or [Total() for _ in slots]}
-    whole = [Total() for _ in slots]
+    whole: list[Total] = [cover.Summed() for _ in slots]
     for line in lines.values():
         for total, one in zip(whole, line, strict=True):
             total.add(one)

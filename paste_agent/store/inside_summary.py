@@ -23,6 +23,7 @@ from paste_agent.aggregate import (
 from paste_agent.inside import PARTS
 from paste_agent.kept import TraceRow
 from paste_agent.store import lookup
+from paste_agent.store.cover import Summed
 from paste_agent.store.store import SeriesTotal, Store
 
 _NS = 1_000_000_000
@@ -57,7 +58,7 @@ class _Group:
     """Series that are shown as one."""
 
     def __init__(self) -> None:
-        self.total = Total()
+        self.total: Total = Summed()
         self.errors = 0
 
     def figures(self, whole_ns: int) -> dict[str, Any]:

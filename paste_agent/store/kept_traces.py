@@ -31,6 +31,7 @@ class Wanted(NamedTuple):
     why: int = 0  #: KEPT_ bits, one of which it was kept for; KEPT_SLOW: those that were slow
     min_duration_ns: int = 0
     error: str = ""  #: to be found in `type: message` of its error; upper and lower case are the same
+    text: str = ""  #: the same anywhere in what is kept of it, or the beginning of its trace's id
 
 
 class Place(NamedTuple):
@@ -53,10 +54,12 @@ def find(
     order: str = NEWEST,
     limit: int = 50,
     after: Place | None = None,
+    bare: bool = False,
 ) -> list[TraceRow]:
     """Those that began in [start_s, end_s), `limit` at the most.
 
-    after: the last one of the page before, of the newest alone. Raises sqlite3.Error.
+    after: the last one of the page before, of the newest alone. bare: without detail, which is most of what there is
+    to read. Raises sqlite3.Error.
     """
     asked, parameters = _asked(store, start_s, end_s, wanted)
     if after is not None:
@@ -64,10 +67,11 @@ def find(
         # The first comparison is the one that the index is good for.
         asked += " AND started_at_ns <= ? AND (started_at_ns, span_id) < (?, ?)"
         parameters += [after.started_at_ns, *after]
+    columns = TRACE_COLUMNS.removesuffix("detail") + "NULL" if bare else TRACE_COLUMNS
     # Sorted by their keys alone: a detail may be 100 KB.
     chosen = f"SELECT trace_id AS t, span_id AS s FROM traces WHERE {asked} ORDER BY {_ORDERS[order]} LIMIT ?"
     rows = store.query(
-        f"SELECT {TRACE_COLUMNS} FROM ({chosen}) CROSS JOIN traces WHERE trace_id = t AND span_id = s"
+        f"SELECT {columns} FROM ({chosen}) CROSS JOIN traces WHERE trace_id = t AND span_id = s"
         f" ORDER BY {_ORDERS[order]}",
         [*parameters, limit],
     )
@@ -105,6 +109,14 @@ def _asked(store: Store, start_s: float, end_s: float, wanted: Wanted) -> tuple[
     if wanted.error:
         asked.append(f"instr(lower({_ERROR if knows_json(store) else 'detail'}), lower(?))")
         parameters.append(wanted.error)
+    if wanted.text:
+        # As JSON has it: quotes, and what is beyond ASCII, are escaped there.
+        needle = json.dumps(wanted.text)[1:-1]
+        asked.append(
+            "(instr(lower(detail), lower(?)) OR instr(lower(attributes), lower(?))"
+            " OR instr(hex(trace_id), upper(?)) = 1)"
+        )
+        parameters += [needle, needle, wanted.text]
     return " AND ".join(asked), parameters
 
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from paste_agent import native
 from paste_agent.errors import StoreError
 from paste_agent.recorder import lock
-from paste_agent.runtime_dir import STORE
+from paste_agent.runtime_dir import STORE, existing_service_dir
 from paste_agent.settings import IN_MEMORY, Settings
 from paste_agent.store.store import MEMORY, Store
 
@@ -128,3 +128,15 @@ def name_instance(settings: Settings, store: Store) -> None:
     shared = not store.path.startswith(MEMORY)
     store.set_meta("service.name", settings.service_name)
     store.instance_id(str(uuid.uuid5(uuid.NAMESPACE_URL, same) if shared else uuid.uuid4()))
+
+
+def store_path(settings: Settings) -> str:
+    """Where the service's store is on this host. Raises StoreError when it has none yet."""
+    path = settings.store
+    if path == IN_MEMORY:
+        directory = existing_service_dir(settings, os.environ)
+        path = os.path.join(directory, STORE) if directory else ""
+    if not os.path.exists(path):
+        where = path or "the runtime directory"
+        raise StoreError(f"{where}: no store yet; start the service and send it a request")
+    return path

@@ -259,9 +259,13 @@ class Store:
         row = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
         return None if row is None else str(row[0])
 
-    def totals(self) -> list[SeriesTotal]:
-        """All series, cumulative."""
-        rows = self._db.execute(f"SELECT metric, attributes, {COLUMNS} FROM totals JOIN series ON series.id = series")
+    def totals(self, metric: str | None = None) -> list[SeriesTotal]:
+        """All series, or those of a metric, cumulative."""
+        asked = "" if metric is None else " WHERE metric = ?"
+        rows = self._db.execute(
+            f"SELECT metric, attributes, {COLUMNS} FROM totals JOIN series ON series.id = series{asked}",
+            () if metric is None else (metric,),
+        )
         return [SeriesTotal(row[0], json_object(row[1]), total_of(row[2:])) for row in rows]
 
     def totals_between(self, start_s: float, end_s: float) -> list[SeriesTotal]:

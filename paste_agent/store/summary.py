@@ -9,7 +9,8 @@ from paste_agent.aggregate import REQUEST_DURATION, TASK_DURATION, Total
 from paste_agent.kept import TraceRow
 from paste_agent.metrics import RECORDS_DROPPED
 from paste_agent.recorder.layout import W_MEMORY_BYTES, WHY_KEPT
-from paste_agent.store import inside_summary
+from paste_agent.store import history, inside_summary
+from paste_agent.store.cover import Summed
 from paste_agent.store.inside_summary import latency
 from paste_agent.store.inside_summary import rfc3339 as rfc3339  # where the commands look for it
 from paste_agent.store.store import RUNNING, PostmortemRow, RecorderRow, SeriesTotal, Store
@@ -28,7 +29,7 @@ def summarize(store: Store, service: str, start_s: float, end_s: float) -> dict[
     `layers`, `custom` and `errors_seen` are lists, each described by the function of that name in `inside_summary`
     (`errors` for the last); empty where nothing is known.
     """
-    between = store.totals_between(start_s, end_s)
+    between = history.totals(store, start_s, end_s)
     series = [found for found in between if found.metric == REQUEST_DURATION]
     slowest = store.traces(start_s, end_s, "slowest", False, TRACES)
     failed = store.traces(start_s, end_s, "newest", True, TRACES)
@@ -58,7 +59,7 @@ def summarize(store: Store, service: str, start_s: float, end_s: float) -> dict[
 
 def overall(totals: Iterable[SeriesTotal]) -> Total:
     """All of them as one."""
-    everything = Total()
+    everything: Total = Summed()
     for found in totals:
         everything.add(found.total)
     return everything

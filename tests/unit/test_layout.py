@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).resolve().parent.parent.parent / "paste_agent"
 #: it holds unless its modules are listed. A new module is entered here once, where it belongs.
 ORDER = [
     "paste_agent",
-    *("errors", "native", "log", "naming", "propagation", "probes", "raised", "error_rules", "on_import"),
+    *("errors", "wording", "native", "log", "naming", "propagation", "probes", "raised", "error_rules", "on_import"),
     *("recorder", "recorder.layout", "recorder.lock", "recorder.file"),
     *("headers", "settings", "ini", "ini_text", "ini_edit", "runtime_dir", "lease"),
     *("sampler", "inside", "recorder.writer", "recorder.reader", "transaction", "response", "spans", "trace_ids"),
@@ -27,7 +27,8 @@ ORDER = [
     *("store", "store.schema", "store.store", "store.snapshot", "store.log_rows", "store.cover", "store.copies"),
     *("store.retention", "store.opening"),
     *("store.history", "store.health", "store.deployments", "store.lookup", "store.kept_traces"),
-    *("store.inside_summary", "store.summary"),
+    *("store.inside_summary", "store.summary", "store.trace_tree"),
+    "live",
     *("exporters", "exporters.resource", "exporters.points", "exporters.otlp_encode", "exporters.connection"),
     *("exporters.deadline", "exporters.otlp", "exporters.prometheus"),
     *("lead_logs", "lead", "leadership", "reporter", "lifecycle", "background", "api", "logs"),
@@ -37,13 +38,13 @@ ORDER = [
     *("instrument.http_client", "instrument"),
     *("functions", "pauses", "layers"),
     "filter",
-    *("launch", "scrape", "server", "django", "demo", "cli"),
+    *("launch", "scrape", "server", "django", "demo", "dashboard", "cli"),
 ]
 
 #: Where a dependency may be imported at all, in functions too.
 HOMES = {
     "gunicorn": ["server"],
-    "webob": ["demo"],
+    "webob": ["demo", "dashboard"],
     "requests": ["exporters.otlp", "exporters.deadline", "cli.demo_traffic"],
     "opentelemetry": ["exporters"],
     "google": ["exporters"],

@@ -40,6 +40,7 @@ GOOD: dict[str, list[tuple[str, object]]] = {
     "url": [("http://127.0.0.1:4318", "http://127.0.0.1:4318"), (" https://[::1]/x?y ", "https://[::1]/x?y")],
     "pairs": [("", {}), (",a=1, b = 2 ,", {"a": "1", "b": "2"}), ("a=b=c%2Cd%20", {"a": "b=c,d "}), ("a=", {"a": ""})],
     "headers": [("x-api-key=a%20b,B=", {"x-api-key": "a b", "B": ""}), ("a=%C3%A9,b=%20c", {"a": "\u00e9", "b": "c"})],
+    "token": [("0123456789abcdef", "0123456789abcdef"), (" correct-horse-battery ", "correct-horse-battery")],
     "choice": [("gzip", "gzip"), (" NONE ", "none")],
     "series": [("10", 10), ("2000", 2000), (" 99 ", 99)],
     "ring": [("1024", 1024), ("1048576", 1048576)],
@@ -69,6 +70,10 @@ BAD: dict[str, tuple[str, list[str]]] = {
         ["", "collector:4318", "http://", "ftp://x/", "http://x:99999", "http://x:port", "http://[::1", "localhost"],
     ),
     "pairs": ("expected key=value pairs separated by commas, for example team=shop,tier=web", ["a", "=b", "a=1,b"]),
+    "token": (
+        "expected 16 to 255 characters without spaces, as `openssl rand -hex 20` makes them",
+        ["", "0123456789abcde", "0123456789 abcdef", "0123456789abcde\u00e9", "0123456789\nabcdef", "a" * 256],
+    ),
     "headers": (
         "expected header=value pairs separated by commas, for example x-api-key=abc",
         ["a=x%0d%0ay", "a b=1", "\u00e9=1", "a=%00", "a=%E2%82%AC", "a:b=1"],
@@ -146,6 +151,7 @@ KINDS = {
     "forward_logs": "level",
     "record_query": "boolean",
     "max_series": "series",
+    "access_token": "token",
     "ring_records": "ring",
     "retention_days": "days",
     "store_max_mib": "mib",

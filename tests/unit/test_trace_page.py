@@ -10,9 +10,9 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from paste_agent.cli.trace_page import ASCII, UNICODE, Scale, columns_of, lines_of
-from paste_agent.cli.trace_tree import all_of, trees
 from paste_agent.kept import TraceRow
 from paste_agent.recorder.layout import KEPT_QUERIES, KEPT_SLOW
+from paste_agent.store.trace_tree import all_of, trees
 from tests.kept import ROUTE, START, one, row_of
 from tests.recorders import MS, S
 

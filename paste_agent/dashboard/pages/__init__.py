@@ -1,0 +1,1 @@
+"""The pages, a function each: a View in, a Page out."""
