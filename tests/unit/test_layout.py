@@ -19,7 +19,7 @@ ORDER = [
     "paste_agent",
     *("errors", "wording", "native", "log", "naming", "propagation", "probes", "raised", "error_rules", "on_import"),
     *("recorder", "recorder.layout", "recorder.lock", "recorder.file"),
-    *("headers", "settings", "ini", "ini_text", "ini_edit", "runtime_dir", "lease"),
+    *("headers", "kinds", "settings", "ini", "ini_text", "ini_edit", "runtime_dir", "lease"),
     *("sampler", "inside", "recorder.writer", "recorder.reader", "transaction", "response", "spans", "trace_ids"),
     *("crash", "stacks", "watch"),
     *("kept", "log_files", "log_forwarding", "aggregate", "metrics", "inner_spans", "detail", "trace_writer"),
