@@ -22,6 +22,7 @@ DJANGO = ["Django>=4.2"]
 # What the tests drive the agent with: other servers, frameworks, a collector.
 TEST = [
     "pytest>=8",
+    "pytest-xdist>=3.6",
     "hypothesis>=6.100",
     "Paste>=3.10",
     "PasteScript>=3.7",
