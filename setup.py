@@ -75,7 +75,7 @@ APPS = [
 ]
 # One more, by itself for its seventy packages.
 OPENSTACK = ["barbican>=20"]
-LINT = ["ruff>=0.17,<0.18", "mypy>=2.4,<3", "types-requests", "types-protobuf", "build"]
+LINT = ["ruff>=0.17,<0.18", "mypy>=2.4,<3", "types-requests", "types-protobuf", "prometheus-client", "build"]
 
 setup(
     name="paste-agent",

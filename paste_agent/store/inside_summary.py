@@ -360,7 +360,7 @@ def _is_status(error_type: object) -> bool:
 
 def _add_newest(seen: Mapping[_ErrorKey, _Seen], store: Store, start_s: float, end_s: float) -> None:
     """Of each, the newest kept transaction that had it, and its message."""
-    for row in lookup.digests(store, start_s, end_s, _TRACES, "errors", or_failed=True):
+    for row in lookup.digests(store, start_s, end_s, _TRACES, "errors"):
         detail, route = row.detail or {}, row.attributes.get("http.route")
         exception = detail.get("exception")
         exception = exception if isinstance(exception, dict) else {}
