@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 #: The first export of metrics: a newcomer looks at the collector sooner than after a whole interval.
 _FIRST_EXPORT_S = 5.0
+#: What an import under way may take longer than the time that there is to end.
+_IMPORT_S = 1.0
 #: What the exporter needs, in pieces.
 _EXPORTER = (
     *("ssl", "email.utils", "http.client", "http.cookiejar", "urllib.request", "idna", "certifi"),
@@ -187,7 +189,7 @@ class _ExportThread:
 
     def __init__(self, settings: Settings, lead: Lead, warn: Callable[[str, str], None]) -> None:
         self.stop = native.Flag()
-        self._done = native.Flag()
+        self._done, self._imported = native.Flag(), native.Flag()
         self._deadline: float | None = None
         self._settings = settings
         self._lead = lead
@@ -205,6 +207,9 @@ class _ExportThread:
         if not self._started:
             self._run()
         self._done.wait(deadline - time.monotonic())
+        # What requests imports makes a handler of `logging`, and the interpreter is about to go through all of them:
+        # one that is half made would keep it from flushing the rest.
+        self._imported.wait(_IMPORT_S)
 
     def _run(self) -> None:
         try:
@@ -213,6 +218,7 @@ class _ExportThread:
         except Exception as fault:
             self._warn("export", f"exporting stopped: {type(fault).__name__}: {fault}")
         finally:
+            self._imported.set()
             self._done.set()
 
     def _send_until_stopped(self) -> None:
@@ -222,6 +228,7 @@ class _ExportThread:
         native.import_gently(_EXPORTER, lambda: not self.stop.is_set())
         with native.UNDIVIDED:
             from paste_agent.exporters.otlp import OtlpExporter
+        self._imported.set()
         store = Store(self._lead.store.path)
         try:
             resource = resource_of(self._settings, store.meta("service.instance.id") or "", facts())

@@ -466,9 +466,8 @@ def add_total(db: sqlite3.Connection, table: str, key: Mapping[str, int], total:
 def _mark_late(db: sqlite3.Connection, slots: Iterable[int]) -> None:
     """Note what has been copied before these slots got their rows; a trigger does so for rows that are new."""
     db.executemany(
-        "INSERT OR IGNORE INTO copy_stale SELECT ?1 / 60 * 60 FROM copy_spans"
-        " WHERE width = 60 AND grouped = 1 AND ?1 < until",
-        [(slot_s,) for slot_s in slots],
+        "INSERT OR IGNORE INTO copy_stale SELECT ? FROM copy_spans WHERE width = 60 AND grouped = 1 AND ? < until",
+        [(slot_s // 60 * 60, slot_s) for slot_s in slots],
     )
 
 
