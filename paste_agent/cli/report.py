@@ -46,7 +46,7 @@ _WIDE = 100
     multiple=True,
     help="Exit with 1 if this holds, such as 'p95_s > 0.5'; may be given several times.",
 )
-@click.option("--quiet", is_flag=True, help="With --fail-if: print nothing but what failed.")
+@click.option("--quiet", is_flag=True, help="With --fail-if: print nothing but what failed, or has no value.")
 def command(
     path: str,
     since: float | None,
@@ -75,8 +75,7 @@ def command(
         console = console_of()
         console.print(found.page(limit, wide=console.width >= _WIDE))
     for line in gates.lines(found.verdicts):
-        if not quiet or line.startswith("failed"):
-            click.echo(f"paste-agent: {line}", err=True)
+        click.echo(f"paste-agent: {line}", err=True)
     if any(verdict.failed for verdict in found.verdicts):
         sys.exit(1)
 

@@ -36,6 +36,7 @@ def summarize(
     series = [found for found in between if found.metric == REQUEST_DURATION]
     slowest = store.traces(start_s, end_s, "slowest", False, TRACES)
     failed = store.traces(start_s, end_s, "newest", True, TRACES)
+    marked = deployments.between(store, start_s, max(end_s, marked_until_s or 0))
     dropped = sum(value for (name, _), value in store.counters().items() if name == RECORDS_DROPPED)
     return {
         "service": service,
@@ -51,9 +52,7 @@ def summarize(
         "traces": [_trace(row) for row in {(row.trace_id, row.span_id): row for row in (*slowest, *failed)}.values()],
         "errors_seen": inside_summary.errors(store, between, start_s, end_s),
         "postmortems": [_postmortem(row) for row in store.postmortems(start_s, end_s, POSTMORTEMS)],
-        "deployments": [
-            _deployment(found) for found in deployments.between(store, start_s, max(end_s, marked_until_s or 0))
-        ],
+        "deployments": [_deployment(found) for found in marked],
         "breakdown": inside_summary.breakdown(between),
         "queries": inside_summary.queries(between),
         "findings": inside_summary.findings(store, start_s, end_s),
@@ -83,7 +82,7 @@ def trace_name(attributes: Mapping[str, object]) -> str:
 
 
 def route_name(attributes: Mapping[str, object]) -> str:
-    """Of a series of requests: as `trace_name`, and whether there is no route, or it holds what came after the bound."""
+    """As `trace_name`, of a series of requests; says where there is no route, or what came after the bound."""
     if attributes.get("otel.metric.overflow"):
         return "(all others)"
     name = trace_name(attributes)
