@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from rich.text import Text
 
-from paste_agent.aggregate import REQUEST_DURATION, Total
+from paste_agent.aggregate import REQUEST_DURATION, SLOT_S, Total
 from paste_agent.cli.style import duration, numbers, printable, share_text, table_of
 from paste_agent.store import deployments, history
 from paste_agent.store.inside_summary import latency, rfc3339
@@ -26,6 +26,8 @@ _LEVEL = 0.01
 #: What is less than that is nothing to act upon, however sure: of a quantile, the width of a bucket; of a rate.
 _LEAST_QUANTILE, _LEAST_RATE = 0.09, 0.1
 _QUANTILE = 0.95
+#: Of a rollup, s.
+_WIDEST_S = 3600
 #: What is compared of each route.
 CHANGES = ("throughput", "p95_s", "error_rate")
 _ALL = "all requests"
@@ -76,18 +78,30 @@ class Comparison(NamedTuple):
 def around(store: Store, version: str, start_s: float, end_s: float, longest_s: float) -> Sides | None:
     """As long before the newest deployment of a version as after it; None when it was not marked.
 
-    [start_s, end_s): what the store knows. Neither side holds another deployment, nor is longer than `longest_s`.
+    [start_s, end_s): what the store knows. Neither side holds another deployment, nor is longer than `longest_s`. What
+    the store has of the moment itself, where both versions are mixed, is in neither. Raises sqlite3.Error.
     """
     marked = deployments.between(store, 0.0, end_s + 1)
     places = [place for place, one in enumerate(marked) if one.version == version]
     if not places:
         return None
     place = places[-1]
-    at_s = marked[place].at_s
-    until_s = marked[place + 1].at_s if place + 1 < len(marked) else end_s
-    since_s = max(start_s, marked[place - 1].at_s if place else start_s)
-    length_s = max(0.0, min(until_s - at_s, longest_s))
-    return Sides((min(at_s, max(since_s, at_s - length_s)), at_s), (at_s, at_s + length_s), version)
+    low_s, high_s = _slot_of(store, marked[place].at_s)
+    until_s = _slot_of(store, marked[place + 1].at_s)[0] if place + 1 < len(marked) else end_s
+    since_s = max(start_s, _slot_of(store, marked[place - 1].at_s)[1] if place else start_s)
+    # Whole slots: half of one that is an hour wide would count as all of it, or as nothing.
+    width_s = high_s - low_s
+    length_s = max(width_s, min(until_s - high_s, longest_s) // width_s * width_s)
+    return Sides((min(low_s, max(since_s, low_s - length_s)), low_s), (high_s, high_s + length_s), version)
+
+
+def _slot_of(store: Store, at_s: float) -> tuple[float, float]:
+    """Where the rollup begins and ends that a moment falls into: the older it is, the wider."""
+    ((low, high),) = store.query(
+        "SELECT min(start), max(start + width) FROM rollups WHERE start > ? AND start <= ? AND start + width > ?",
+        (at_s - _WIDEST_S, at_s, at_s),
+    )
+    return (at_s // SLOT_S * SLOT_S, at_s // SLOT_S * SLOT_S + SLOT_S) if low is None else (float(low), float(high))
 
 
 def compare(store: Store, sides: Sides) -> Comparison:

@@ -101,8 +101,9 @@ class Verdict(NamedTuple):
             return f"failed: {self.gate.text}: it is {self.value:.6g}"
         if self.value is not None:
             return ""
-        what = "nothing was measured" if self.gate.route is None else f"no request of {self.gate.route}"
-        return f"no value, so not failed: {self.gate.text}: {what}; add --fail-if 'requests < 1' to fail then"
+        route = self.gate.route
+        what, of = ("nothing was measured", "") if route is None else (f"no request of {route}", f"{{{route}}}")
+        return f"no value, so not failed: {self.gate.text}: {what}; add --fail-if 'requests{of} < 1' to fail then"
 
 
 class GateType(click.ParamType):  # type: ignore[type-arg]  # generic in the newest click alone
