@@ -69,7 +69,7 @@ def test_a_condition_that_holds_fails(run: Run, store: Store, condition: str, va
 
 @pytest.mark.parametrize(
     "condition",
-    ["requests > 110", "requests != 110", "error_rate > 0.1", "p95_s > 0.03", "p95_s{GET /items/{id}} >= 1",
+    ["requests > 110", "requests != 110", "error_rate > 0.1", "p95_s > 0.03", "p95_s{GET /items/{id}} >= 1"],
 )  # fmt: skip
 def test_one_that_does_not_hold_passes(run: Run, store: Store, condition: str) -> None:
     result = run("report", store.path, "--since", "10m", "--fail-if", condition)
