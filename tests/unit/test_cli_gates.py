@@ -248,7 +248,7 @@ def test_a_span_before(run: Run, two: Store) -> None:
 
 def test_before_and_after_a_deployment(run: Run, two: Store) -> None:
     now = int(time.time()) // 10 * 10
-    requests(two, now - 7000, [900 * MS] * 300)  # of the version before the last
+    requests(two, now - 6900, [900 * MS] * 300)  # of the version before the last
     requests(two, now - 1800, [20 * MS] * 600)
     requests(two, now - 900, [40 * MS] * 600, failed=600)
     deployments.add(two, now - 4000, "1.0")
