@@ -15,11 +15,14 @@ RUNTIME = [
     "rich>=13,<16",
     "click>=8.1,<9",
 ]
+# Imported by the worker that a scrape comes to, when the first one does.
+PROMETHEUS = ["prometheus-client>=0.20,<1"]
 # What gunicorn_django and paste_agent.django serve.
 DJANGO = ["Django>=4.2"]
 # What the tests drive the agent with: other servers, frameworks, a collector.
 TEST = [
     "pytest>=8",
+    "pytest-xdist>=3.6",
     "hypothesis>=6.100",
     "Paste>=3.10",
     "PasteScript>=3.7",
@@ -42,6 +45,7 @@ TEST = [
     "Jinja2>=3.1",
     "Mako>=1.3",
     "Chameleon>=4",
+    "Kajiki>=0.9",
     "cornice>=6",
     "Flask>=3",
     *DJANGO,
@@ -51,10 +55,27 @@ TEST = [
     "TurboGears2>=2.5",
     "kombu>=5.3",
     "celery>=5.3",
+    *PROMETHEUS,
 ]
 # Real applications that are served behind the agent.
-APPS = ["kinto>=26"]
-LINT = ["ruff>=0.17,<0.18", "mypy>=2.4,<3", "types-requests", "types-protobuf", "build"]
+APPS = [
+    "kinto>=26",
+    "Zope[wsgi]>=5.8",
+    "ZEO>=6",  # Zope's database for several workers
+    "pypiserver>=2.3",
+    # TurboGears' quickstart, and what it makes.
+    "tg.devtools>=2.5.1",
+    "gearbox>=0.5",
+    "alembic",
+    "zope.sqlalchemy>=1.2",
+    "repoze.who>=3.2.0rc1",
+    "WebHelpers2",
+    "Babel>=2.16",
+    "Beaker>=1.8",
+]
+# One more, by itself for its seventy packages.
+OPENSTACK = ["barbican>=20"]
+LINT = ["ruff>=0.17,<0.18", "mypy>=2.4,<3", "types-requests", "types-protobuf", "prometheus-client", "build"]
 
 setup(
     name="paste-agent",
@@ -86,13 +107,21 @@ setup(
     package_data={"paste_agent": ["py.typed"], "paste_agent.demo": ["static/*"], "paste_agent.dashboard": ["static/*"]},
     python_requires=">=3.10",
     install_requires=RUNTIME,
-    extras_require={"test": TEST, "apps": APPS, "lint": LINT, "django": DJANGO},
+    extras_require={
+        "test": TEST,
+        "apps": APPS,
+        "openstack": OPENSTACK,
+        "lint": LINT,
+        "django": DJANGO,
+        "prometheus": PROMETHEUS,
+    },
     entry_points={
         "paste.filter_app_factory": ["main = paste_agent.filter:main"],
         "paste.server_runner": ["main = paste_agent.server.runner:main"],
         "paste.app_factory": [
             "demo = paste_agent.demo.shop:main",
             "dashboard = paste_agent.dashboard.app:main",
+            "metrics = paste_agent.scrape:main",
         ],
         "paste.composite_factory": ["mount = paste_agent.dashboard.mount:main"],
         "console_scripts": [

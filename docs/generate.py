@@ -52,6 +52,8 @@ All counters and histograms are cumulative, of the whole service on this host, u
 outlives workers and restarts: no series per process, no reset when a worker is recycled. Figures that only mean
 something for one worker carry `paste_agent.worker.number`, a small number that the next worker takes over.
 
+What they are called for Prometheus: [Prometheus and Grafana](prometheus.md).
+
 | metric | instrument | unit | meaning |
 | --- | --- | --- | --- |
 """

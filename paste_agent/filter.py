@@ -140,7 +140,7 @@ def measured(app: WSGIApplication, effective: settings.Settings) -> WSGIApplicat
         from paste_agent import functions
 
         functions.install(effective.trace_functions, agent.warn)
-    if effective.gc_pauses:
+    if effective.gc_pauses and pauses.IS_SAFE:
         pauses.install()
     inner = AgentFilter(pauses.CpuClock(app) if effective.cpu_time else app, agent)
     formats = _PARENT_FORMATS & set(effective.propagators)

@@ -21,7 +21,7 @@ from typing import Any
 
 from paste.deploy import loadwsgi
 
-from paste_agent import instrument, lifecycle, settings
+from paste_agent import instrument, lifecycle, raised, settings
 from paste_agent.errors import AgentError
 from paste_agent.inside import MAX_SPANS
 from paste_agent.recorder.layout import KIND_LAYER, KIND_LOAD
@@ -379,6 +379,8 @@ _loading: ContextVar[_Load | None] = ContextVar("paste_agent.loading", default=N
 def _app(invoke: Callable[..., Any], context: Any) -> Any:
     try:
         load = _Load(_name_of(context)) if _is_below(context) else None
+        if load is not None and not _is_composite(context):
+            raised.claim(context.object)
     except Exception as fault:
         lifecycle.on_fault("layers", fault)
         load = None

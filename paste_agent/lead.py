@@ -25,6 +25,7 @@ from paste_agent.recorder.layout import FAILED
 from paste_agent.recorder.reader import BadRecorder, InFlight, OtherVersion, Reader
 from paste_agent.settings import Settings
 from paste_agent.store import retention
+from paste_agent.store.snapshot import ACTIVE, active_of, active_text, readings_of
 from paste_agent.store.store import ENDED, LOST, RUNNING, PostmortemRow, RecorderRow, Store
 
 #: Records younger than this are left alone: by then another core has seen all of their bytes.
@@ -109,7 +110,8 @@ class Lead:
         self._tracked: dict[str, _Tracked] = {}
         self._bad: set[str] = set()
         self._newly_bad = 0
-        self._active: set[tuple[str, str]] = set()
+        self._active = active_of(store.meta(ACTIVE))
+        self._active_said: str | None = None
         self._tidied_at = 0.0
         self._settled = False
         self._last_drain_ns = time.perf_counter_ns()
@@ -155,7 +157,7 @@ class Lead:
         drained = self._commit(drain)
         for tracked in finished:
             self._remove(tracked)
-        self.readings = self._read_out(drain)
+        self.readings = self._read_out()
         lead_logs.take(self._directory, self.store, self._settings, self._warn)
         return drained
 
@@ -399,8 +401,11 @@ class Lead:
         self._turn_into_counters(drain)
         postmortems = [PostmortemRow(one.id, one.at, one.reason, one.summary()) for one in drain.postmortems]
         moves = [(tracked.stored, row) for tracked, row, _ in drain.rows]
+        active = self._active_now(drain)
+        said = active_text(active)
+        meta = {} if said == self._active_said else {ACTIVE: said}
         try:
-            self.store.commit_drain(drain.delta, moves, drain.counters, self._settings.max_series, postmortems)
+            self.store.commit_drain(drain.delta, moves, drain.counters, self._settings.max_series, postmortems, meta)
         except sqlite3.IntegrityError:
             # Another lead has been at these recorders: go on from where it left them.
             rows = {row.id: row for row in self.store.recorders()}
@@ -409,6 +414,7 @@ class Lead:
                 tracked.row = tracked.stored or tracked.row
                 tracked.begin = max(tracked.begin, tracked.row.position)
             raise
+        self._active, self._active_said = active, said
         drained = self._newly_bad = 0
         self.next_drain_s = 1.0
         elapsed_s = max((drain.now_ns - self._last_drain_ns) / 1e9, 0.001)
@@ -462,26 +468,18 @@ class Lead:
         if gone:
             self.store.set_state(gone, LOST)
 
-    def _read_out(self, drain: _Drain) -> list[Reading]:
-        """Gauges as of this drain."""
-        readings: list[Reading] = []
-        workers = [tracked.row for tracked in self._tracked.values() if tracked.row.serving]
-        readings.append(Reading(metrics.WORKER_COUNT, {}, len(workers)))
-        for row in workers:
-            number = {metrics.WORKER_NUMBER: row.worker}
-            readings.append(Reading(metrics.WORKER_BUSY, number, row.busy))
-            if row.words[layout.W_PROBED_AT]:
-                readings.extend(Reading(name, number, row.words[word]) for name, word in _GAUGES)
+    def _active_now(self, drain: _Drain) -> dict[tuple[str, str], int]:
+        """Requests in flight, by method and scheme."""
         # What was in flight once is told of as none later, or a collector would show its last figure for ever.
         active = dict.fromkeys(self._active, 0)
         for request in filter(lambda one: one.is_request, drain.in_flight):
             kind = (naming.method_of(request.method), request.scheme)
             active[kind] = active.get(kind, 0) + 1
-        self._active = set(active)
-        for (method, scheme), count in active.items():
-            attributes = {"http.request.method": method, "url.scheme": scheme}
-            readings.append(Reading(metrics.ACTIVE_REQUESTS, attributes, count))
-        return readings
+        return active
+
+    def _read_out(self) -> list[Reading]:
+        """Gauges as of the last drain."""
+        return readings_of([tracked.row for tracked in self._tracked.values()], self._active)
 
 
 def _times(drain: _Drain, reader: Reader, final: bool) -> tuple[int, int]:
@@ -498,14 +496,6 @@ class _Folded:
     missing: int  #: numbers that were taken and never written
     requests: int
     served_ns: int
-
-
-_GAUGES = (
-    (metrics.MEMORY_USAGE, layout.W_MEMORY_BYTES),
-    (metrics.MEMORY_VIRTUAL, layout.W_VIRTUAL_BYTES),
-    (metrics.THREAD_COUNT, layout.W_THREADS),
-    (metrics.FILE_DESCRIPTORS, layout.W_FILE_DESCRIPTORS),
-)
 
 
 def _bare_row(

@@ -5,6 +5,7 @@ A reporter that is a greenlet stalls the hub while it works, and is stalled by i
 
 from __future__ import annotations
 
+import gc
 import sys
 import weakref
 from _thread import get_ident
@@ -133,11 +134,27 @@ def frame_of(ident: int) -> FrameType | None:
     """Where the thread or greenlet with this ident, one of `ident_function`'s, is now; None when it has ended."""
     greenlet = _greenlets.get(ident)
     if greenlet is None:
-        return sys._current_frames().get(ident)
+        return _current_frames().get(ident)
     frame: FrameType | None = greenlet.gr_frame
     if frame is None and not greenlet.dead:  # it is the one that runs: the thread's own frame is its
-        return sys._current_frames().get(_hub_thread)
+        return _current_frames().get(_hub_thread)
     return frame
+
+
+def _current_frames() -> dict[int, FrameType]:
+    """`sys._current_frames()`, without garbage being collected in the middle of it.
+
+    Before 3.12 it may be: the interpreter's list of threads is locked then, and what the collector calls may let
+    another thread run, which waits for that lock with the GIL in its hands when it starts a thread or ends. Nothing
+    runs any more.
+    """
+    if sys.version_info >= (3, 12) or not gc.isenabled():
+        return sys._current_frames()
+    gc.disable()
+    try:
+        return sys._current_frames()
+    finally:
+        gc.enable()
 
 
 class Flag:

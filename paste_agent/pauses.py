@@ -7,6 +7,7 @@ CPU time is time of whatever computes.
 from __future__ import annotations
 
 import gc
+import sys
 from collections.abc import Iterable, Mapping
 from time import perf_counter_ns, thread_time_ns
 
@@ -16,6 +17,10 @@ from paste_agent.transaction import TRANSACTION_KEY, Environ, StartResponse, WSG
 #: When the collection that is under way began, ns; 0: it concerns no transaction. There is one at a time in a process.
 _started_ns = 0
 _get = current.get
+#: Before 3.11.8 Python 3.11 collects garbage in the middle of building a syntax tree, whose depth it counts for all
+#: threads at once. What the collector calls lets another thread run: when that one parses too, `ast.parse` fails, and
+#: with it the compilation of templates.
+IS_SAFE = not (3, 11) <= sys.version_info < (3, 11, 8)
 
 
 def install() -> None:

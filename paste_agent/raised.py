@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from types import TracebackType
 from typing import NamedTuple
 
@@ -30,6 +31,10 @@ BETWEEN = tuple(
 #: Where libraries lie: the standard one, and those that were installed.
 _LIBRARY = (os.path.dirname(os.__file__) + os.sep, "<frozen")
 _PACKAGES = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
+#: Installed packages that are the service itself: their directories.
+_claimed: tuple[str, ...] = ()
+#: Packages with an application for anybody's pipeline, besides the filters that stand in it.
+_FOR_ANYBODY = frozenset(("oslo_middleware", "paste"))
 
 
 class Frame(NamedTuple):
@@ -73,13 +78,30 @@ def status_of_exception(error: BaseException) -> int | None:
 
 def is_library(file: str) -> bool:
     """Whether a frame of this file is no application's."""
-    return file.startswith(_LIBRARY) or _PACKAGES[0] in file or _PACKAGES[1] in file
+    installed = file.startswith(_LIBRARY) or _PACKAGES[0] in file or _PACKAGES[1] in file
+    return installed and not file.startswith(_claimed)
+
+
+def claim(factory: object) -> None:
+    """Take the package of what makes an application for the application's own, though it lies among the libraries.
+
+    Services are installed as much as what they are built upon. A namespace is nobody's.
+    """
+    global _claimed
+    name = str(getattr(factory, "__module__", None)).partition(".")[0]
+    file = getattr(sys.modules.get(name), "__file__", None)
+    if name in _FOR_ANYBODY or not isinstance(file, str):
+        return
+    directory, base = os.path.split(file)
+    if base == "__init__.py" and directory + os.sep not in _claimed:
+        _claimed += (directory + os.sep,)
 
 
 def place_of(error: BaseException) -> str:
     """Where in the application an error came from, `module.function`; '' where it has no traceback.
 
-    The innermost frame that is no library's; the innermost of all where there is none.
+    The innermost frame that is no library's; the innermost of all where there is none. Code that belongs to no module,
+    such as an expression of a template, counts where there is nothing else.
     """
     traceback, steps, frame = error.__traceback__, 0, None
     found = False
@@ -87,8 +109,8 @@ def place_of(error: BaseException) -> str:
         here = traceback.tb_frame
         file = here.f_code.co_filename
         if not file.startswith(BETWEEN):
-            ours = not is_library(file)
-            if ours or not found:
+            ours = not is_library(file) and "__name__" in here.f_globals
+            if ours or (not found and (frame is None or "__name__" in here.f_globals)):
                 frame, found = here, ours
         traceback = traceback.tb_next
         steps += 1

@@ -12,9 +12,8 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
-from urllib.parse import urlsplit
 
-from paste_agent import headers
+from paste_agent import headers, kinds
 from paste_agent.errors import SettingError
 
 #: Variables that are no keys: the file that settings come from where no pipeline has a section of ours, and which of
@@ -29,159 +28,12 @@ DEFAULT_SECTION = "filter:agent"
 
 #: Libraries that are instrumented, each in a file of `instrument`.
 INSTRUMENTATIONS = (
-    "bottle", "celery", "chameleon", "django", "falcon", "flask", "http_client", "httpx", "jinja2", "kombu",
+    "bottle", "celery", "chameleon", "django", "falcon", "flask", "http_client", "httpx", "jinja2", "kajiki", "kombu",
     "mako", "mysqlclient", "pecan", "psycopg", "psycopg2", "pymemcache", "pymysql", "pyramid", "redis",
     "sqlalchemy", "sqlite", "turbogears", "webob", "zope",
 )  # fmt: skip
-_TRUE = frozenset(("true", "yes", "on", "1"))
-_FALSE = frozenset(("false", "no", "off", "0"))
 _USER_INFO = re.compile(r"//[^/]*@")
 _QUERY = re.compile(r"\?[^#]*")
-
-
-class _WrongValue(Exception):
-    """str() of it says what was expected, with an example."""
-
-
-# -- kinds: how a value is read, and how a person is told what was expected ----------------------------------------
-
-
-def _boolean(text: str) -> bool:
-    word = text.strip().lower()
-    if word in _TRUE:
-        return True
-    if word in _FALSE:
-        return False
-    raise _WrongValue("expected true or false")
-
-
-def _number(
-    unit: str, example: str, *, low: float = 0.0, low_included: bool = False, high: float = 1e9
-) -> Callable[[str], float]:
-    bound = f"{unit} {'from' if low_included else 'above'} {low:g}"
-
-    def read(text: str) -> float:
-        try:
-            number = float(text)
-        except ValueError:
-            number = float("nan")
-        if not (number >= low if low_included else number > low) or number > high:  # a NaN fails both
-            raise _WrongValue(f"expected {bound}, for example {example}")
-        return number
-
-    return read
-
-
-def _integer(low: int, high: int, example: str) -> Callable[[str], int]:
-    def read(text: str) -> int:
-        try:
-            number = int(text)
-        except ValueError:
-            number = low - 1
-        if not low <= number <= high:
-            raise _WrongValue(f"expected a whole number from {low} to {high}, for example {example}")
-        return number
-
-    return read
-
-
-def _text(text: str) -> str:
-    value = text.strip()
-    if not value or len(value) > 255 or not value.isprintable():
-        raise _WrongValue("expected 1 to 255 printable characters")
-    return value
-
-
-def _token(text: str) -> str:
-    value = text.strip()
-    # Nothing slows down who guesses: the length has to.
-    if not 16 <= len(value) <= 255 or not value.isascii() or not value.isprintable() or " " in value:
-        raise _WrongValue("expected 16 to 255 characters without spaces, as `openssl rand -hex 20` makes them")
-    return value
-
-
-def _path(text: str) -> str:
-    value = text.strip()
-    if not value or "\0" in value:
-        raise _WrongValue("expected a path, for example /var/lib/shop/agent.sqlite")
-    return os.path.expanduser(value)
-
-
-def _url(text: str) -> str:
-    value = text.strip()
-    try:
-        parts = urlsplit(value)
-        parts.port  # noqa: B018 -- raises when it is no number
-    except ValueError:
-        parts = urlsplit("")
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise _WrongValue("expected a URL, for example http://127.0.0.1:4318")
-    return value
-
-
-def _pairs(text: str) -> dict[str, str]:
-    found = headers.pairs(text)
-    if found is None:
-        raise _WrongValue("expected key=value pairs separated by commas, for example team=shop,tier=web")
-    return found
-
-
-def _headers(text: str) -> dict[str, str]:
-    found = {name: value.strip(" \t") for name, value in _pairs(text).items()}
-    if not headers.can_be_sent(found):
-        raise _WrongValue("expected header=value pairs separated by commas, for example x-api-key=abc")
-    return found
-
-
-def _choice(*words: str) -> Callable[[str], str]:
-    def read(text: str) -> str:
-        word = text.strip().lower()
-        if word not in words:
-            raise _WrongValue(f"expected {' or '.join(words)}")
-        return word
-
-    return read
-
-
-def _words(text: str) -> list[str]:
-    return [word for word in re.split(r"[\s,]+", text) if word]
-
-
-def _list_of(known: Sequence[str], example: str) -> Callable[[str], tuple[str, ...]]:
-    """Words of a known set, separated by spaces or commas."""
-
-    def read(text: str) -> tuple[str, ...]:
-        words = tuple(word.lower() for word in _words(text))
-        for word in words:
-            if word not in known:
-                raise _WrongValue(f"expected words out of {', '.join(known)}, for example {example}")
-        return words
-
-    return read
-
-
-def _names(pattern: str, expected: str) -> Callable[[str], tuple[str, ...]]:
-    """Words of a certain form, separated by spaces or commas."""
-    form = re.compile(pattern, re.ASCII)
-
-    def read(text: str) -> tuple[str, ...]:
-        words = tuple(_words(text))
-        if not all(form.fullmatch(word) for word in words):
-            raise _WrongValue(f"expected {expected}")
-        return words
-
-    return read
-
-
-def _statuses(text: str) -> tuple[int, ...]:
-    """`404 500-504`."""
-    found: list[int] = []
-    for word in _words(text):
-        match = re.fullmatch(r"([1-5][0-9]{2})(?:-([1-5][0-9]{2}))?", word, re.ASCII)
-        if match is None or int(match[2] or match[1]) < int(match[1]):
-            raise _WrongValue("expected statuses and ranges of them, for example 503 or 502-504")
-        found.extend(range(int(match[1]), int(match[2] or match[1]) + 1))
-    return tuple(found)
 
 
 # -- the table -----------------------------------------------------------------------------------------------------
@@ -196,14 +48,26 @@ def _negated(text: str) -> str:
     return str(text.strip().lower() != "true")
 
 
+#: Names that OpenTelemetry's instrumentations have, and ours have not.
+_OTHER_NAMES = {"sqlite3": "sqlite", "requests": "http_client", "urllib": "http_client", "urllib3": "http_client"}
+
+
 def _known_instrumentations(text: str) -> str:
     # Other SDKs name libraries there that this one does not instrument.
-    return " ".join(word for word in _words(text.lower()) if word in INSTRUMENTATIONS)
+    words = (_OTHER_NAMES.get(word, word) for word in kinds.words(text.lower()))
+    return " ".join(word for word in words if word in INSTRUMENTATIONS)
+
+
+def _known_compression(text: str) -> str:
+    # The standard says gzip and none; SDKs know more, which nobody needs to change for us.
+    return "gzip" if text.strip().lower() == "deflate" else text
 
 
 def _known_propagators(text: str) -> str:
     return " ".join(
-        word for word in _words(text.lower()) if word in ("tracecontext", "baggage", "b3", "b3multi", "jaeger", "none")
+        word
+        for word in kinds.words(text.lower())
+        if word in ("tracecontext", "baggage", "b3", "b3multi", "jaeger", "none")
     )
 
 
@@ -213,7 +77,7 @@ def _milliseconds(text: str) -> str:
     except ValueError:
         number = float("nan")
     if not 0 < number <= 1e12:
-        raise _WrongValue("expected milliseconds above 0, for example 60000")
+        raise kinds.WrongValue("expected milliseconds above 0, for example 60000")
     return repr(number / 1000)
 
 
@@ -221,7 +85,7 @@ class Setting(NamedTuple):
     """One row: a key of `[filter:agent]` and all that is known about it."""
 
     key: str
-    read: Callable[[str], object]  #: raises _WrongValue
+    read: Callable[[str], object]  #: raises kinds.WrongValue
     default: object
     unit: str  #: '' for none
     help: str
@@ -235,11 +99,19 @@ class Setting(NamedTuple):
         return f"PASTE_AGENT_{self.key.upper()}"
 
 
-_seconds = _number("seconds", "60")
+_seconds = kinds.number("seconds", "60")
+_class_names = kinds.names(
+    r"[A-Za-z_][\w.]*(?::[A-Za-z_][\w.]*)?", "names of exception classes, for example shop.errors.NotInStock KeyError"
+)
+
+
+def _classes(text: str) -> tuple[str, ...]:
+    """`module.Class`; other agents have a colon between the two."""
+    return tuple(name.replace(":", ".") for name in _class_names(text))
 
 
 def _per_minute(key: str, default: float, help_text: str) -> Setting:
-    return Setting(key, _number("traces a minute", "60", low_included=True), default, "1/min", help_text)
+    return Setting(key, kinds.number("traces a minute", "60", low_included=True), default, "1/min", help_text)
 
 
 def _otlp_rows(signal: str) -> list[Setting]:
@@ -252,29 +124,29 @@ def _otlp_rows(signal: str) -> list[Setting]:
         "used as it is" if signal else "the agent adds /v1/traces, /v1/metrics and /v1/logs; without it nothing is sent"
     )
     return [
-        Setting(f"{prefix}endpoint", _url, None, "", f"Collector's OTLP/HTTP address{whom}: {where}.", otel=f"{variable}ENDPOINT", default_text=same),
-        Setting(f"{prefix}headers", _headers, None if signal else {}, "", f"Headers sent to the collector{whom}, key=value,key=value; ${{NAME}} stands for an environment variable.", otel=f"{variable}HEADERS", secret=True, default_text=same),
-        Setting(f"{prefix}headers_file", _path, None, "", f"File of headers sent to the collector{whom}, `name: value` on each line; read again when it changes.", default_text=same),
+        Setting(f"{prefix}endpoint", kinds.url, None, "", f"Collector's OTLP/HTTP address{whom}: {where}.", otel=f"{variable}ENDPOINT", default_text=same),
+        Setting(f"{prefix}headers", kinds.headers, None if signal else {}, "", f"Headers sent to the collector{whom}, key=value,key=value; ${{NAME}} stands for an environment variable.", otel=f"{variable}HEADERS", secret=True, default_text=same),
+        Setting(f"{prefix}headers_file", kinds.path, None, "", f"File of headers sent to the collector{whom}, `name: value` on each line; read again when it changes.", default_text=same),
         Setting(f"{prefix}timeout_s", _seconds, None if signal else 10.0, "s", f"How long one export may take{whom}.", otel=f"{variable}TIMEOUT", from_otel=_milliseconds, default_text=same),
-        Setting(f"{prefix}compression", _choice("gzip", "none"), None if signal else "gzip", "", f"Compression of what is sent{whom}: gzip or none.", otel=f"{variable}COMPRESSION", default_text=same),
-        Setting(f"{prefix}certificate", _path, None, "", f"PEM file of the authorities trusted to sign the collector's certificate{whom}.", otel=f"{variable}CERTIFICATE", default_text=same),
-        Setting(f"{prefix}client_key", _path, None, "", f"PEM file of the client's private key{whom}.", otel=f"{variable}CLIENT_KEY", default_text=same),
-        Setting(f"{prefix}client_certificate", _path, None, "", f"PEM file of the client's certificate{whom}.", otel=f"{variable}CLIENT_CERTIFICATE", default_text=same),
+        Setting(f"{prefix}compression", kinds.choice("gzip", "none"), None if signal else "gzip", "", f"Compression of what is sent{whom}: gzip or none.", otel=f"{variable}COMPRESSION", from_otel=_known_compression, default_text=same),
+        Setting(f"{prefix}certificate", kinds.path, None, "", f"PEM file of the authorities trusted to sign the collector's certificate{whom}.", otel=f"{variable}CERTIFICATE", default_text=same),
+        Setting(f"{prefix}client_key", kinds.path, None, "", f"PEM file of the client's private key{whom}.", otel=f"{variable}CLIENT_KEY", default_text=same),
+        Setting(f"{prefix}client_certificate", kinds.path, None, "", f"PEM file of the client's certificate{whom}.", otel=f"{variable}CLIENT_CERTIFICATE", default_text=same),
     ]  # fmt: skip
 
 
 TABLE: dict[str, Setting] = {
     row.key: row
     for row in [
-        Setting("enabled", _boolean, True, "", "false: the filter's factory returns the application itself.",
+        Setting("enabled", kinds.boolean, True, "", "false: the filter's factory returns the application itself.",
                 otel="OTEL_SDK_DISABLED", from_otel=_negated),
-        Setting("service_name", _text, None, "", "Name of the service. Each has its own recorders, lease and store.",
+        Setting("service_name", kinds.text, None, "", "Name of the service. Each has its own recorders, lease and store.",
                 default_text="the ini's name without `.ini`; without an ini, the name of what is served", otel="OTEL_SERVICE_NAME"),
-        Setting("resource_attributes", _pairs, {}, "", "Further attributes of the resource, key=value,key=value, such as deployment.environment.name=production.",
+        Setting("resource_attributes", kinds.pairs, {}, "", "Further attributes of the resource, key=value,key=value, such as deployment.environment.name=production.",
                 otel="OTEL_RESOURCE_ATTRIBUTES"),
-        Setting("store", _path, None, "", "Path of the store, relative to the ini; `memory`: in the runtime directory, gone after a reboot.",
+        Setting("store", kinds.path, None, "", "Path of the store, relative to the ini; `memory`: in the runtime directory, gone after a reboot.",
                 default_text="`<service>.sqlite` under `$XDG_STATE_HOME/paste-agent`"),
-        Setting("runtime_dir", _path, None, "", "Directory for flight recorders and lease, private to the user, best on a memory file system.",
+        Setting("runtime_dir", kinds.path, None, "", "Directory for flight recorders and lease, private to the user, best on a memory file system.",
                 default_text="`/dev/shm/paste-agent-<uid>`, else `$XDG_RUNTIME_DIR/paste-agent`"),
         *_otlp_rows(""),
         *(row for signal in SIGNALS for row in _otlp_rows(signal)),
@@ -292,33 +164,33 @@ TABLE: dict[str, Setting] = {
         _per_minute("failed_traces_per_min", 30.0, "Most traces kept because they failed, for each process."),
         _per_minute("query_traces_per_min", 30.0, "Most traces kept because a query was slow, or repeated, for each process."),
         Setting("slow_query_s", _seconds, 0.5, "s", "A query that takes longer is slow: its transaction is kept, with the line of code that issued it."),
-        Setting("repeated_queries", _integer(2, 1_000_000, "10"), 10, "", "As often as this one transaction may not execute the same statement: then it is kept, with the line of code (N+1 queries)."),
-        Setting("explain_queries", _boolean, False, "", "Ask the database for the plan of a slow query (EXPLAIN, on the same connection, directly after it) and keep it with the trace."),
-        Setting("record_sql", _choice("sanitised", "raw", "off"), "sanitised", "", "Text of statements in kept traces: without their values, as they are, or not at all."),
-        Setting("disabled_instrumentations", _list_of(INSTRUMENTATIONS, "redis jinja2"), (), "", "Libraries that are left alone, separated by spaces or commas.",
+        Setting("repeated_queries", kinds.integer(2, 1_000_000, "10"), 10, "", "As often as this one transaction may not execute the same statement: then it is kept, with the line of code (N+1 queries)."),
+        Setting("explain_queries", kinds.boolean, False, "", "Ask the database for the plan of a slow query (EXPLAIN, on the same connection, directly after it) and keep it with the trace."),
+        Setting("record_sql", kinds.choice("sanitised", "raw", "off"), "sanitised", "", "Text of statements in kept traces: without their values, as they are, or not at all."),
+        Setting("disabled_instrumentations", kinds.list_of(INSTRUMENTATIONS, "redis jinja2"), (), "", "Libraries that are left alone, separated by spaces or commas.",
                 otel="OTEL_PYTHON_DISABLED_INSTRUMENTATIONS", from_otel=_known_instrumentations),
-        Setting("trace_functions", _names(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", "module:function words, for example shop.stock:reserve shop.mail:Mailer.send"), (), "", "Functions that get a span of their own, as module:function or module:Class.method, separated by spaces or commas."),
-        Setting("propagators", _list_of(("tracecontext", "baggage", "b3", "b3multi", "jaeger", "none"), "tracecontext baggage b3"), ("tracecontext", "baggage"), "", "Headers that say which trace a request belongs to. b3, b3multi and jaeger are only read.",
+        Setting("trace_functions", kinds.names(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", "module:function words, for example shop.stock:reserve shop.mail:Mailer.send"), (), "", "Functions that get a span of their own, as module:function or module:Class.method, separated by spaces or commas."),
+        Setting("propagators", kinds.list_of(("tracecontext", "baggage", "b3", "b3multi", "jaeger", "none"), "tracecontext baggage b3"), ("tracecontext", "baggage"), "", "Headers that say which trace a request belongs to. b3, b3multi and jaeger are only read.",
                 otel="OTEL_PROPAGATORS", from_otel=_known_propagators),
-        Setting("layers", _boolean, True, "", "Measure the time that each filter of the pipeline takes by itself."),
-        Setting("gc_pauses", _boolean, True, "", "Measure the pauses that the garbage collector makes in transactions."),
-        Setting("cpu_time", _boolean, False, "", "Measure the CPU time of a transaction's thread: two system calls a request. Says nothing with greenlets."),
-        Setting("ignore_errors", _names(r"[A-Za-z_][\w.]*", "names of exception classes, for example shop.errors.NotInStock KeyError"), (), "", "Exceptions, and their subclasses, that are no errors and are not recorded."),
-        Setting("expected_errors", _names(r"[A-Za-z_][\w.]*", "names of exception classes, for example shop.errors.NotInStock KeyError"), (), "", "Exceptions, and their subclasses, that are recorded and do not count as failures."),
-        Setting("ignore_statuses", _statuses, (), "", "Statuses of 500 and above that are no errors, such as 503 or 502-504."),
-        Setting("expected_statuses", _statuses, (), "", "Statuses of 500 and above that are recorded and do not count as failures."),
-        Setting("record_headers", _names(r"[A-Za-z0-9-]+", "names of request headers, for example X-Request-Id"), (), "", "Request headers that kept traces tell, by name."),
-        Setting("include_attributes", _names(r"[\w.*?-]+", "patterns of attribute names, for example app.* user.plan"), (), "", "Attributes that an application may set, as patterns with *; none: all."),
-        Setting("exclude_attributes", _names(r"[\w.*?-]+", "patterns of attribute names, for example client.* user_agent.original"), (), "", "Attributes that are never recorded, as patterns with *; stronger than the former."),
-        Setting("record_error_messages", _boolean, True, "", "Record the messages of exceptions, cut to 1,024 characters: they can hold what a user sent."),
-        Setting("high_security", _boolean, False, "", "Overrule every setting that records more than the defaults do, and leave out messages of exceptions and attributes of the application."),
-        Setting("forward_logs", _choice("off", "debug", "info", "warning", "error", "critical"), "off", "", "Send log records of this level and above to the collector, bound to the trace that they belong to."),
-        Setting("record_query", _boolean, False, "", "Record `url.query` of kept traces, its values replaced by REDACTED."),
-        Setting("access_token", _token, None, "", "Opens the dashboard that an ini mounts; without one it stays shut.", default_text="none", secret=True),
-        Setting("max_series", _integer(10, 2000, "2000"), 2000, "", "Most combinations of method, route, status and error; the rest fold into one."),
-        Setting("ring_records", _integer(1024, 1_048_576, "16384"), 16_384, "", "Finished transactions that a process can hold until they are drained, 64 bytes each."),
-        Setting("retention_days", _number("days", "30"), 30.0, "d", "How long the store keeps what it knows of the past."),
-        Setting("store_max_mib", _number("MiB", "256", low=8, low_included=True), 256.0, "MiB", "Size that the store may reach; beyond it the oldest traces go first."),
+        Setting("layers", kinds.boolean, True, "", "Measure the time that each filter of the pipeline takes by itself."),
+        Setting("gc_pauses", kinds.boolean, True, "", "Measure the pauses that the garbage collector makes in transactions; not on Python 3.11 before 3.11.8."),
+        Setting("cpu_time", kinds.boolean, False, "", "Measure the CPU time of a transaction's thread: two system calls a request. Says nothing with greenlets."),
+        Setting("ignore_errors", _classes, (), "", "Exceptions, and their subclasses, that are no errors and are not recorded."),
+        Setting("expected_errors", _classes, (), "", "Exceptions, and their subclasses, that are recorded and do not count as failures."),
+        Setting("ignore_statuses", kinds.statuses, (), "", "Statuses of 500 and above that are no errors, such as 503 or 502-504."),
+        Setting("expected_statuses", kinds.statuses, (), "", "Statuses of 500 and above that are recorded and do not count as failures."),
+        Setting("record_headers", kinds.names(r"[A-Za-z0-9-]+", "names of request headers, for example X-Request-Id"), (), "", "Request headers that kept traces tell, by name."),
+        Setting("include_attributes", kinds.names(r"[\w.*?-]+", "patterns of attribute names, for example app.* user.plan"), (), "", "Attributes that an application may set, as patterns with *; none: all."),
+        Setting("exclude_attributes", kinds.names(r"[\w.*?-]+", "patterns of attribute names, for example client.* user_agent.original"), (), "", "Attributes that are never recorded, as patterns with *; stronger than the former."),
+        Setting("record_error_messages", kinds.boolean, True, "", "Record the messages of exceptions, cut to 1,024 characters: they can hold what a user sent."),
+        Setting("high_security", kinds.boolean, False, "", "Overrule every setting that records more than the defaults do, and leave out messages of exceptions and attributes of the application."),
+        Setting("forward_logs", kinds.choice("off", "debug", "info", "warning", "error", "critical"), "off", "", "Send log records of this level and above to the collector, bound to the trace that they belong to."),
+        Setting("record_query", kinds.boolean, False, "", "Record `url.query` of kept traces, its values replaced by REDACTED."),
+        Setting("access_token", kinds.token, None, "", "Opens the dashboard that an ini mounts; without one it stays shut.", default_text="none", secret=True),
+        Setting("max_series", kinds.integer(10, 2000, "2000"), 2000, "", "Most combinations of method, route, status and error; the rest fold into one."),
+        Setting("ring_records", kinds.integer(1024, 1_048_576, "16384"), 16_384, "", "Finished transactions that a process can hold until they are drained, 64 bytes each."),
+        Setting("retention_days", kinds.number("days", "30"), 30.0, "d", "How long the store keeps what it knows of the past."),
+        Setting("store_max_mib", kinds.number("MiB", "256", low=8, low_included=True), 256.0, "MiB", "Size that the store may reach; beyond it the oldest traces go first."),
         Setting("shutdown_timeout_s", _seconds, 2.0, "s", "How long the last drain and export of a process may take."),
     ]
 }  # fmt: skip
@@ -516,7 +388,7 @@ def _expanded(text: str, environ: Mapping[str, str]) -> str:
     try:
         return headers.expanded(text, environ)
     except ValueError as wrong:
-        raise _WrongValue(str(wrong)) from None
+        raise kinds.WrongValue(str(wrong)) from None
 
 
 def read(key: str, place: str, text: str) -> object:
@@ -527,12 +399,25 @@ def read(key: str, place: str, text: str) -> object:
 def _read(row: Setting, place: str, text: str, convert: Callable[[str], str]) -> object:
     try:
         return row.read(convert(text))
-    except _WrongValue as wrong:
+    except kinds.WrongValue as wrong:
         shown = "***" if row.secret else _USER_INFO.sub("//***@", text)
         raise SettingError(place, shown, str(wrong)) from None
 
 
+#: What other agents call them.
+_ELSEWHERE = {
+    "app_name": "service_name",
+    "labels": "resource_attributes",
+    "license_key": "headers",
+    "monitor_mode": "enabled",
+    "host": "endpoint",
+}
+
+
 def _cure_of_unknown(name: str, known: Mapping[str, object]) -> str:
+    ours = _ELSEWHERE.get(name.removeprefix("PASTE_AGENT_").lower())
+    if ours is not None:
+        return f"unknown key; here it is {TABLE[ours].variable if name.isupper() else ours}"
     import difflib  # only a mistake needs it
 
     near = difflib.get_close_matches(name, known, n=1)

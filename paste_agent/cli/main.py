@@ -14,6 +14,7 @@ from paste_agent.cli import (
     generate_config,
     install,
     mark_deploy,
+    metrics,
     postmortem,
     report,
     run_program,
@@ -49,6 +50,7 @@ group.add_command(report.command, "report")
 group.add_command(trace.command, "trace")
 group.add_command(postmortem.command, "postmortem")
 group.add_command(mark_deploy.command, "mark-deploy")
+group.add_command(metrics.command, "metrics")
 group.add_command(dashboard.command, "dashboard")
 group.add_command(top.command, "top")
 group.add_command(demo_traffic.command, "demo-traffic")

@@ -31,11 +31,20 @@ def target_of(path: str, service: str | None) -> Target:
     service: which one, when the ini measures several.
     Raises IniError, SettingError and StoreError, each one line.
     """
-    if _is_store(path):
+    found = settings_of(path, service)
+    if found is None:
         return Target(path, None)
-    found = _service_in(path, service)
-    _catch_up(found)
+    catch_up(found)
     return Target(store_path(found), found)
+
+
+def settings_of(path: str, service: str | None) -> Settings | None:
+    """Of the service that `path` is the ini of; None where it is a store.
+
+    service: which one, when the ini measures several.
+    Raises IniError and SettingError, each one line.
+    """
+    return None if _is_store(path) else _service_in(path, service)
 
 
 def service_of(path: str, service: str | None) -> Settings:
@@ -43,9 +52,10 @@ def service_of(path: str, service: str | None) -> Settings:
 
     Raises IniError and SettingError, each one line.
     """
-    if _is_store(path):
+    found = settings_of(path, service)
+    if found is None:
         raise IniError(f"{path}: is a store, which does not say where its processes are; give the service's ini")
-    return _service_in(path, service)
+    return found
 
 
 def _is_store(path: str) -> bool:
@@ -70,7 +80,7 @@ def _service_in(path: str, service: str | None) -> Settings:
     return services[0]
 
 
-def _catch_up(settings: Settings) -> None:
+def catch_up(settings: Settings) -> None:
     """Count what processes that were killed have left, unless somebody leads; where that cannot be, the store is read
     as it is.
 
@@ -88,7 +98,8 @@ def _catch_up(settings: Settings) -> None:
     from paste_agent import reporter
 
     # The post-mortems of what it finds are about to be shown, and not to be logged to the terminal as well.
-    logger.addHandler(logging.NullHandler())
+    if not logger.handlers:
+        logger.addHandler(logging.NullHandler())
     try:
         reporter.catch_up(settings, directory, Warnings(settings.service_name))
     except (OSError, *READ_ERRORS):

@@ -6,8 +6,6 @@ attribute of an odd type, ids of the wrong length) is left out; nothing of it ma
 
 from __future__ import annotations
 
-import json
-import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -35,11 +33,12 @@ from opentelemetry.proto.trace.v1.trace_pb2 import (
 )
 
 import paste_agent
-from paste_agent.aggregate import BOUNDS, REQUEST_DURATION, Total, export_bounds
+from paste_agent.aggregate import Total, export_bounds
+from paste_agent.exporters.points import INT64_MAX, INT64_MIN, points_of
 from paste_agent.inside import MAX_SPANS
 from paste_agent.kept import TraceRow
 from paste_agent.log_files import LogRow
-from paste_agent.metrics import APDEX, APDEX_ZONE, Metric, Reading, counted, lookup
+from paste_agent.metrics import Metric, Reading
 from paste_agent.recorder.layout import WHY_KEPT
 from paste_agent.store.store import Counters, SeriesTotal
 
@@ -63,7 +62,6 @@ _KINDS = {
 }
 _MAX_TRACESTATE = 512
 _CUMULATIVE = metrics_pb2.AGGREGATION_TEMPORALITY_CUMULATIVE
-_INT64_MIN, _INT64_MAX = -(1 << 63), (1 << 63) - 1
 _UINT64_MAX = (1 << 64) - 1
 _MAX_SEVERITY = 24
 
@@ -96,7 +94,7 @@ def _any_value(value: object) -> AnyValue | None:
     if isinstance(value, str):
         return AnyValue(string_value=_text(value))
     if isinstance(value, int):
-        return AnyValue(int_value=value) if _INT64_MIN <= value <= _INT64_MAX else None
+        return AnyValue(int_value=value) if INT64_MIN <= value <= INT64_MAX else None
     if isinstance(value, float):
         return AnyValue(double_value=value)
     if isinstance(value, (list, tuple)) and all(isinstance(one, (str, int, float)) for one in value):
@@ -208,7 +206,7 @@ def encode_metrics(
     left out. readings: as of `now_ns`; both in ns since the epoch.
     """
     points = _Points(resource, started_at_ns, now_ns)
-    for row, attributes, value in _points_of(totals, counters, readings):
+    for row, attributes, value in points_of(totals, counters, readings):
         if isinstance(value, Total):
             points.histogram(row, attributes, value)
         else:
@@ -217,63 +215,6 @@ def encode_metrics(
             yield points.take()
     if points.items:
         yield points.take()
-
-
-def _points_of(
-    totals: Iterable[SeriesTotal], counters: Counters, readings: Iterable[Reading]
-) -> Iterator[tuple[Metric, Mapping[str, object], Total | int | float]]:
-    """All that can be sent: numbers in the unit of their metric."""
-    zones: dict[str, int] = {}
-    for series in totals:
-        row = lookup(series.metric)
-        if row is None or not _sane(series.total):
-            continue
-        if row.instrument == "counter":
-            value = counted(series.metric, series.total.count, series.total.sum_ns)
-            if _fits(row, value):
-                yield row, series.attributes, value
-            continue
-        if row.instrument != "histogram":
-            continue
-        yield row, series.attributes, series.total
-        if series.metric == REQUEST_DURATION:
-            for zone in ("satisfied", "tolerating", "frustrated"):
-                zones[zone] = zones.get(zone, 0) + getattr(series.total, zone)
-    apdex = lookup(APDEX)
-    assert apdex is not None
-    for zone, rated in zones.items():
-        yield apdex, {APDEX_ZONE: zone}, rated
-    for (name, attributes), count in counters.items():
-        row = lookup(name)
-        if row is not None and _fits(row, count):
-            yield row, _parsed(attributes), count if row.divisor == 1 else count / row.divisor
-    for reading in readings:
-        row = lookup(reading.metric)
-        if row is not None and _fits(row, reading.value):
-            yield row, reading.attributes, reading.value
-
-
-def _fits(row: Metric, value: object) -> bool:
-    if row.instrument == "histogram" or not isinstance(value, (int, float)) or not math.isfinite(value):
-        return False
-    low = 0 if row.instrument == "counter" else _INT64_MIN
-    return low <= value < _INT64_MAX
-
-
-def _sane(total: Total) -> bool:
-    """Whether no number is below zero, and every bucket is one that this version has."""
-    numbers = (total.sum_ns, total.max_ns, total.satisfied, total.tolerating, total.frustrated)
-    return (
-        min(numbers) >= 0 and max(total.buckets, default=0) <= len(BOUNDS) and sum(total.buckets.values()) <= _INT64_MAX
-    )
-
-
-def _parsed(attributes: str) -> Mapping[str, object]:
-    try:
-        parsed = json.loads(attributes)
-    except ValueError:
-        return {}
-    return parsed if isinstance(parsed, dict) else {}
 
 
 # -- traces and logs -----------------------------------------------------------------------------------------------
@@ -366,7 +307,7 @@ def _spans_within(row: TraceRow) -> Iterator[Span]:
             name=_text(name) if isinstance(name, str) and name else "span",
             kind=_KINDS.get(str(found.get("category")), Span.SPAN_KIND_INTERNAL),
             start_time_unix_nano=start_ns,
-            end_time_unix_nano=_within(start_ns + _within(found.get("duration"), 0, _INT64_MAX), start_ns, _UINT64_MAX),
+            end_time_unix_nano=_within(start_ns + _within(found.get("duration"), 0, INT64_MAX), start_ns, _UINT64_MAX),
             attributes=_key_values(found.get("attributes")),
         )
         if isinstance(error, str) and error:

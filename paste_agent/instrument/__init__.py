@@ -18,7 +18,8 @@ from paste_agent.settings import Settings
 
 #: By name: modules whose import it waits for. More than one: whichever come.
 _LIBRARIES: dict[str, tuple[str, ...]] = {
-    "bottle": ("bottle",),
+    # pypiserver brings a copy of its own, which has been at two places.
+    "bottle": ("bottle", "pypiserver.bottle", "pypiserver.bottle_wrapper.bottle"),
     "celery": ("celery.signals",),
     "chameleon": ("chameleon.template",),
     "django": ("django.core.handlers.base", "django.template.base"),
@@ -27,6 +28,7 @@ _LIBRARIES: dict[str, tuple[str, ...]] = {
     "http_client": ("http.client", "urllib3.connectionpool"),
     "httpx": ("httpx",),
     "jinja2": ("jinja2.environment",),
+    "kajiki": ("kajiki",),
     "kombu": ("kombu.messaging",),
     "mako": ("mako.template",),
     "mysqlclient": ("MySQLdb",),

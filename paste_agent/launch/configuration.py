@@ -32,6 +32,8 @@ def settings_of(environ: Mapping[str, str], name: str | None = None) -> Settings
     path = os.path.abspath(path)
     parser = ini.parser_of(path)
     if not parser.has_section(SECTION):
+        if parser.has_section("newrelic"):
+            raise IniError(f"{path}: the file of another agent; `paste-agent generate-config` makes one of this one's")
         return _of_pipeline(path, environ)
     conf = {"__file__": path, "here": os.path.dirname(path)}
     found = dict(parser.items(SECTION))

@@ -27,6 +27,8 @@ _ASK = (
     "print('%s %d.%d%s' % (i, sys.version_info[0], sys.version_info[1], getattr(sys, 'abiflags', '')))"
 )
 _ASK_TIMEOUT_S = 10.0
+#: Start programs as run-program does, and have no regard for whoever was there before.
+_FIRST = frozenset(("opentelemetry-instrument",))
 _MAX_LINE = 4096
 
 
@@ -58,6 +60,12 @@ def found(command: str, environ: Mapping[str, str]) -> str:
 
 def check(path: str, arguments: Sequence[str], environ: Mapping[str, str]) -> None:
     """Raise ProgramError when it is certain that the agent cannot come on board of the program at `path`."""
+    name = os.path.basename(path)
+    if name in _FIRST:
+        raise ProgramError(
+            f"{path}: puts a sitecustomize before the agent's; the other way round both work: "
+            f"{name} paste-agent run-program {' '.join(arguments[:1]) or 'COMMAND'} ..."
+        )
     interpreter, options = _interpreter(path, arguments, environ)
     if interpreter is None:
         return  # no Python; those that it may start look by themselves

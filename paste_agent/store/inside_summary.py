@@ -334,20 +334,33 @@ def _add_uncounted(seen: dict[_ErrorKey, _Seen], series: Iterable[SeriesTotal]) 
 
     Of these the place is unknown.
     """
-    uncounted: dict[_ErrorKey, int] = {}
+    failed: dict[_ErrorKey, int] = {}
     for found in series:
         if found.metric == REQUEST_DURATION and "error.type" in found.attributes:
             key = _error_key(found.attributes)
-            uncounted[key] = uncounted.get(key, 0) + found.total.count
-    for key, count in uncounted.items():
-        counted = sum(one.count for other, one in seen.items() if (other.type, other.route) == (key.type, key.route))
+            failed[key] = failed.get(key, 0) + found.total.count
+    by_type: dict[Key, int] = {}
+    by_route: dict[Any, int] = {}
+    for other, one in seen.items():
+        if not other.expected:
+            by_type[other.type, other.route] = by_type.get((other.type, other.route), 0) + one.count
+            by_route[other.route] = by_route.get(other.route, 0) + one.count
+    # Those that failed by an exception first: what is left of the route's errors are those that were handled, and made
+    # the others fail by their status.
+    for key, count in sorted(failed.items(), key=lambda item: _is_status(item[0].type)):
+        counted = by_route.get(key.route, 0) if _is_status(key.type) else by_type.get((key.type, key.route), 0)
+        by_route[key.route] = by_route.get(key.route, 0) - min(count, counted)
         if count > counted:
             seen.setdefault(key, _Seen()).count += count - counted
 
 
+def _is_status(error_type: object) -> bool:
+    return isinstance(error_type, str) and error_type.isdecimal()
+
+
 def _add_newest(seen: Mapping[_ErrorKey, _Seen], store: Store, start_s: float, end_s: float) -> None:
     """Of each, the newest kept transaction that had it, and its message."""
-    for row in lookup.digests(store, start_s, end_s, _TRACES, "errors", or_failed=True):
+    for row in lookup.digests(store, start_s, end_s, _TRACES, "errors"):
         detail, route = row.detail or {}, row.attributes.get("http.route")
         exception = detail.get("exception")
         exception = exception if isinstance(exception, dict) else {}

@@ -43,21 +43,24 @@ def transactions_of(store: Store, trace_id: str, limit: int) -> list[TraceRow]:
     return [trace_row(row) for row in rows]
 
 
-def digests(
-    store: Store, start_s: float, end_s: float, limit: int, part: str, *, or_failed: bool = False
-) -> list[TraceRow]:
-    """Kept transactions that began in [start_s, end_s) and whose detail has this part, newest first.
+#: Which kept transactions have something of note, word for word as the indexes on them have it. A detail may be 100 KB,
+#: most of it spans: looking for a key is cheaper than reading it as JSON, and a value cannot look like a key, since its
+#: quotes are escaped.
+_HAVING = {"findings": """instr(detail, '"findings": ')""", "errors": """instr(detail, '"errors": ') OR failed"""}
 
-    part: `findings` or `errors`. or_failed: and those that failed. Of each detail no more than DIGEST.
+
+def digests(store: Store, start_s: float, end_s: float, limit: int, part: str) -> list[TraceRow]:
+    """Kept transactions that began in [start_s, end_s) and have something of note, newest first.
+
+    part: `findings`: those whose detail has any; `errors`: the same, and those that failed. Of each detail no more than
+    DIGEST.
     """
-    # A detail may be 100 KB, most of it spans, and few have the part: looking for its key is cheaper than reading it as
-    # JSON, and a value cannot look like a key, since its quotes are escaped.
     detail = _DIGEST if knows_json(store) else "detail"
     columns = TRACE_COLUMNS.removesuffix("detail") + detail
     rows = store.query(
         f"SELECT {columns} FROM traces WHERE started_at_ns >= ? AND started_at_ns < ?"
-        " AND (instr(detail, ?) OR (? AND failed)) ORDER BY started_at_ns DESC LIMIT ?",
-        (int(start_s * 1e9), min(int(end_s * 1e9), _MAX_NS), f'"{part}": ', or_failed, limit),
+        f" AND ({_HAVING[part]}) ORDER BY started_at_ns DESC LIMIT ?",
+        (int(start_s * 1e9), min(int(end_s * 1e9), _MAX_NS), limit),
     )
     return [trace_row((*row[:-1], None))._replace(detail=_digest(row[-1])) for row in rows]
 

@@ -36,6 +36,28 @@ def open_store(settings: Settings, directory: str | None, warn: Callable[[str, s
     return Store(memory)
 
 
+def existing_store(settings: Settings, directory: str | None) -> str | None:
+    """Where the service's store is that all its processes share; None where there is none yet, or none at all.
+
+    directory: the service's runtime directory, or None. The lead may keep another store for a time, see `open_store`:
+    so of two that exist it is the one that was written last.
+    """
+    fallback = None if directory is None else os.path.join(directory, STORE)
+    wanted = fallback if settings.store == IN_MEMORY else settings.store
+    found = [path for path in dict.fromkeys((wanted, fallback)) if path is not None and os.path.exists(path)]
+    return max(found, key=_written_at, default=None)
+
+
+def _written_at(path: str) -> float:
+    times = [0.0]
+    for name in (path, f"{path}-wal"):
+        try:
+            times.append(os.stat(name).st_mtime)
+        except OSError:
+            pass  # SQLite has just removed it
+    return max(times)
+
+
 def _open_or_set_aside(path: str, warn: Callable[[str, str], None]) -> Store:
     """Open a store; one that is no database any more is renamed, never deleted."""
     try:

@@ -87,6 +87,11 @@ CREATE TRIGGER rollups_late AFTER INSERT ON rollups
     WHEN NEW.width = 10 AND NEW.start < (SELECT until FROM copy_spans WHERE width = 60 AND grouped = 1)
     BEGIN INSERT OR IGNORE INTO copy_stale VALUES (NEW.start / 60 * 60); END;
 
+-- Kept transactions that have something of note: nobody has to look through the details of all. lookup has these
+-- conditions, word for word.
+CREATE INDEX traces_with_findings ON traces (started_at_ns) WHERE instr(detail, '"findings": ');
+CREATE INDEX traces_with_errors ON traces (started_at_ns) WHERE instr(detail, '"errors": ') OR failed;
+
 -- When which version of the application went out; s since the epoch.
 CREATE TABLE deployments (
     at REAL NOT NULL, version TEXT NOT NULL, description TEXT NOT NULL, user TEXT NOT NULL);

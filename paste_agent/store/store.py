@@ -165,11 +165,12 @@ class Store:
         counters: Mapping[tuple[str, str], int],
         max_series: int,
         postmortems: Iterable[PostmortemRow] = (),
+        meta: Mapping[str, str] | None = None,
     ) -> None:
         """Add what one drain brought, together with the positions that it came to.
 
         rows: the recorder as it was when the drain began (None: it is new), and as it is now.
-        counters: to be added.
+        counters: to be added. meta: words that take the place of those before.
         Raises sqlite3.Error; then nothing has changed. Also when a recorder is no longer as it was:
         another lead has been at it, and its totals hold what `delta` has.
         """
@@ -190,6 +191,7 @@ class Store:
                 "INSERT OR REPLACE INTO postmortems VALUES (?, ?, ?, ?)",
                 [(row.id, row.at, row.reason, json.dumps(row.summary)) for row in postmortems],
             )
+            db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", (meta or {}).items())
 
     def set_state(self, ids: Iterable[str], state: str) -> None:
         """Of recorders whose files are gone."""

@@ -1,4 +1,4 @@
-"""Jinja2, Mako and Chameleon: spans around the rendering and the compilation of templates."""
+"""Jinja2, Mako, Chameleon and Kajiki: spans around the rendering and the compilation of templates."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import chameleon
 import jinja2
+import kajiki
 import pytest
 from mako import lookup as mako_lookup
 from mako import template as mako_template
@@ -20,7 +21,7 @@ from tests.recorders import spans_within
 
 @pytest.fixture(autouse=True)
 def patched() -> Iterator[None]:
-    with instrumented("jinja2", "mako", "chameleon"):
+    with instrumented("jinja2", "mako", "chameleon", "kajiki"):
         yield
 
 
@@ -150,3 +151,45 @@ def test_a_variable_may_have_any_name(keeping: Recorder) -> None:
     assert template.render(call=1, what=2) == "<i>1 2</i>"
     assert mako_template.Template("${call} ${what}").render(call=1, what=2) == "1 2"
     assert jinja2.Template("{{ call }} {{ what }}").render(call=1, what=2) == "1 2"
+
+
+# -- Kajiki --------------------------------------------------------------------------------------------------------
+
+
+def test_kajiki(keeping: Recorder, tmp_path: Path) -> None:
+    pages = tmp_path / "pages"
+    pages.mkdir()
+    (pages / "outer.html").write_text('<html><body><py:block name="body">outer</py:block></body></html>')
+    (pages / "page.html").write_text(
+        '<html py:extends="outer.html"><py:block name="body"><b>${x}</b></py:block></html>'
+    )
+    loader = kajiki.FileLoader(path=str(pages))
+
+    def render() -> None:
+        for number in (1, 2):
+            assert f"<b>{number}</b>" in loader.load("page.html")({"x": number}).render()
+        assert kajiki.XMLTemplate(None, str(pages / "outer.html"))().render()
+        assert kajiki.TextTemplate("$x")({"x": 3}).render() == "3"
+
+    spans = spans_within(keeping, render)
+    assert names(spans) == [
+        "compile pages/page.html",
+        "pages/page.html",
+        "compile pages/outer.html",
+        "pages/page.html",
+        "compile pages/outer.html",
+        "pages/outer.html",
+        "compile <template>",
+        "<template>",
+    ]
+
+
+def test_a_template_of_kajiki_that_fails(keeping: Recorder) -> None:
+    template = kajiki.XMLTemplate("<b>${1 / 0}</b>")
+
+    def break_down() -> None:
+        with pytest.raises(ZeroDivisionError):
+            template().render()
+
+    (bad,) = spans_within(keeping, break_down)
+    assert (bad.name, bad.failed) == ("<template>", "ZeroDivisionError")

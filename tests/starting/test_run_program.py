@@ -49,6 +49,12 @@ def test_without_a_command_it_says_how_it_is_used(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("command", "expected", "env", "words"),
     [
+        (
+            ["./opentelemetry-instrument", "gunicorn"],
+            1,
+            {},
+            ["opentelemetry-instrument paste-agent run-program gunicorn"],
+        ),
         (["no-such-command"], 127, {}, ["no-such-command", "no such command in PATH"]),
         (["./nothing"], 127, {}, ["./nothing", "no such file"]),
         (["./plain"], 126, {}, ["./plain", "chmod +x"]),
@@ -72,6 +78,7 @@ def test_what_cannot_be_is_refused_in_one_line(
     script(tmp_path / "isolated", f"#!{sys.executable} -I", "print('it runs')")
     script(tmp_path / "behind_env", "#!/usr/bin/env -S LANG=C python3 -I", "print('it runs')")
     script(tmp_path / "no_interpreter", "#!/no/such/interpreter")
+    script(tmp_path / "opentelemetry-instrument", "#!/bin/sh")
     status, out, err = run_in(tmp_path, run_program(*command), **env)
     assert (status, out) == (expected, "")
     assert err.startswith("paste-agent: ")

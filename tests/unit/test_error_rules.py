@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from paste_agent import raised
 from paste_agent.aggregate import DATABASE_DURATION, ERRORS, REQUEST_DURATION
 from paste_agent.error_rules import COUNTS, EXPECTED, IGNORED, ErrorRules
 from paste_agent.inside import DATABASE, MAX_ERRORS
-from paste_agent.raised import type_name
+from paste_agent.raised import place_of, type_name
 from paste_agent.recorder import layout
 from paste_agent.recorder.layout import KEPT_FAILED
 from paste_agent.recorder.writer import Recorder
@@ -300,3 +303,55 @@ def test_failures_beyond_the_budget_are_counted_and_not_kept(tmp_path: Path) -> 
     with leading(tmp_path) as lead:
         lead.drain()
         assert sum(counts_of(lead.store, ERRORS).values()) == 200
+
+
+def raised_by(code: str, names: dict[str, object]) -> ZeroDivisionError:
+    try:
+        exec(compile(code, "<expression>", "exec"), names)
+    except ZeroDivisionError as error:
+        return error
+    raise AssertionError
+
+
+def test_an_expression_that_belongs_to_no_module_is_no_place() -> None:
+    assert place_of(raised_by("1 / 0", {})) == f"{__name__}.raised_by"
+    assert place_of(raised_by("1 / 0", {"__name__": "script"})) == "script.<module>"
+    alone = raised_by("1 / 0", {})
+    assert alone.__traceback__ is not None
+    assert place_of(alone.with_traceback(alone.__traceback__.tb_next)) == "?.<module>"
+
+
+def test_a_service_that_is_installed_is_no_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    packages = tmp_path / "site-packages"
+    for name in ("installed_service", "installed_library"):
+        (packages / name).mkdir(parents=True)
+        (packages / name / "__init__.py").touch()
+    (packages / "installed_library" / "run.py").write_text(
+        "def call(function):\n    function()\ndef fail():\n    1 / 0\n"
+    )
+    (packages / "installed_service" / "app.py").write_text(
+        "from installed_library.run import call, fail\ndef view():\n    call(fail)\n"
+    )
+    monkeypatch.syspath_prepend(packages)
+    monkeypatch.setattr(raised, "_claimed", ())
+    view: Any = importlib.import_module("installed_service.app").view
+
+    def place() -> str:
+        try:
+            view()
+        except ZeroDivisionError as error:
+            return place_of(error.with_traceback(error.__traceback__ and error.__traceback__.tb_next))
+        raise AssertionError
+
+    try:
+        assert place() == "installed_library.run.fail"
+        raised.claim(view)
+        raised.claim(view)
+        assert place() == "installed_service.app.view"
+        assert len(raised._claimed) == 1
+        for other in (importlib.import_module("paste.deploy").loadapp, 17, importlib.import_module("bottle").Bottle):
+            raised.claim(other)
+        assert len(raised._claimed) == 1
+    finally:
+        for name in [name for name in sys.modules if name.startswith("installed_")]:
+            del sys.modules[name]

@@ -287,7 +287,7 @@ def test_making_a_filter_makes_nothing_else(tmp_path: Path) -> None:
 
 
 def test_more_requests_in_flight_than_slots(service: Measured, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writer, "_STEP_SLOTS", layout.SLOTS)
+    monkeypatch.setattr(writer, "STEP_SLOTS", layout.SLOTS)
     app = service.around(fine)
     open_ones: list[Any] = [app(environ_of(), Server().start_response) for _ in range(layout.SLOTS + 5)]
     assert len(service.reader().in_flight()) == layout.SLOTS

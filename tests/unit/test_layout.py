@@ -19,18 +19,18 @@ ORDER = [
     "paste_agent",
     *("errors", "wording", "native", "log", "naming", "propagation", "probes", "raised", "error_rules", "on_import"),
     *("recorder", "recorder.layout", "recorder.lock", "recorder.file"),
-    *("headers", "settings", "ini", "ini_text", "ini_edit", "runtime_dir", "lease"),
+    *("headers", "kinds", "settings", "ini", "ini_text", "ini_edit", "runtime_dir", "lease"),
     *("sampler", "inside", "recorder.writer", "recorder.reader", "transaction", "response", "spans", "trace_ids"),
     *("crash", "stacks", "watch"),
     *("kept", "log_files", "log_forwarding", "aggregate", "metrics", "inner_spans", "detail", "trace_writer"),
     *("postmortem", "ending"),
-    *("store", "store.schema", "store.store", "store.log_rows", "store.cover", "store.copies"),
+    *("store", "store.schema", "store.store", "store.snapshot", "store.log_rows", "store.cover", "store.copies"),
     *("store.retention", "store.opening"),
     *("store.history", "store.health", "store.deployments", "store.lookup", "store.kept_traces"),
     *("store.inside_summary", "store.summary", "store.trace_tree"),
     "live",
-    *("exporters", "exporters.resource", "exporters.otlp_encode", "exporters.connection", "exporters.deadline"),
-    "exporters.otlp",
+    *("exporters", "exporters.resource", "exporters.points", "exporters.otlp_encode", "exporters.connection"),
+    *("exporters.deadline", "exporters.otlp", "exporters.prometheus"),
     *("lead_logs", "lead", "leadership", "reporter", "lifecycle", "background", "api", "logs"),
     *("sql_summary", "sql", "statements"),
     # Those that others of the package are built upon come before it.
@@ -38,7 +38,7 @@ ORDER = [
     *("instrument.http_client", "instrument"),
     *("functions", "pauses", "layers"),
     "filter",
-    *("launch", "server", "django", "demo", "dashboard", "cli"),
+    *("launch", "scrape", "server", "django", "demo", "dashboard", "cli"),
 ]
 
 #: Where a dependency may be imported at all, in functions too.
@@ -48,6 +48,7 @@ HOMES = {
     "requests": ["exporters.otlp", "exporters.deadline", "cli.demo_traffic"],
     "opentelemetry": ["exporters"],
     "google": ["exporters"],
+    "prometheus_client": ["exporters.prometheus"],
     "sqlite3": ["store", "lead", "leadership", "demo", "instrument.sqlite"],
     "rich": ["cli"],
     "click": ["cli"],
@@ -148,9 +149,10 @@ def test_a_dependency_has_one_home(dependency: str) -> None:
     assert [name for name in users if not lives_in(name)] == []
 
 
-@pytest.mark.parametrize("module", ["filter", "lifecycle", "reporter", "recorder.reader", "trace_writer"])
+@pytest.mark.parametrize("module", ["filter", "lifecycle", "reporter", "recorder.reader", "trace_writer", "scrape"])
 def test_what_every_worker_imports_is_light(module: str) -> None:
     heavy = ["requests", "google.protobuf", "opentelemetry", "sqlite3", "rich", "click", "webob", "gunicorn", "pyramid"]
+    heavy.append("prometheus_client")
     code = f"import sys, paste_agent.{module}; print([name for name in {heavy!r} if name in sys.modules])"
     found = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60, cwd=PACKAGE.parent

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextvars
 import gc
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -218,11 +219,21 @@ def filtered(directory: Path, application: Any = None, **keys: str) -> Any:
     )
 
 
-def test_the_setting_decides(quiet: None, tmp_path: Path) -> None:
+def test_the_setting_decides(quiet: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pauses, "IS_SAFE", True)
     filtered(tmp_path, gc_pauses="false")
     assert pauses._on_collection not in gc.callbacks
     filtered(tmp_path)
     assert pauses._on_collection in gc.callbacks
+
+
+def test_an_interpreter_that_cannot_bear_it_is_spared(
+    quiet: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert pauses.IS_SAFE is not (sys.version_info[:2] == (3, 11) and sys.version_info.micro < 8)
+    monkeypatch.setattr(pauses, "IS_SAFE", False)
+    filtered(tmp_path)
+    assert pauses._on_collection not in gc.callbacks
 
 
 # -- CPU time ------------------------------------------------------------------------------------------------------

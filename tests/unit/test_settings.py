@@ -288,8 +288,8 @@ OTEL: dict[str, tuple[str, str, object]] = {
     "trace_interval_s": ("OTEL_BSP_SCHEDULE_DELAY", "250", 0.25),
     "disabled_instrumentations": (
         "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS",
-        "redis,aiohttp-client,Jinja2",
-        ("redis", "jinja2"),
+        "redis,aiohttp-client,Jinja2,sqlite3,urllib3",
+        ("redis", "jinja2", "sqlite", "http_client"),
     ),
     "propagators": ("OTEL_PROPAGATORS", "tracecontext,xray,b3", ("tracecontext", "b3")),
     **{
@@ -393,6 +393,23 @@ def test_every_setting_that_high_security_knows_is_one() -> None:
 )
 def test_an_unknown_key_names_the_nearest(key: str, cure: str) -> None:
     assert refused(**{key: "api-key=s3cret"}) == f"[filter:agent] {key}: unknown key; {cure}"
+
+
+def test_a_key_of_another_agent_names_ours() -> None:
+    assert refused(app_name="shop") == "[filter:agent] app_name: unknown key; here it is service_name"
+    text = refused({"PASTE_AGENT_LABELS": "tier:web"})
+    assert text == "PASTE_AGENT_LABELS: unknown key; here it is PASTE_AGENT_RESOURCE_ATTRIBUTES"
+
+
+def test_a_class_may_have_a_colon_before_it() -> None:
+    assert loaded(ignore_errors="shop.errors:NotInStock KeyError").ignore_errors == (
+        "shop.errors.NotInStock",
+        "KeyError",
+    )
+
+
+def test_a_compression_that_sdks_know_is_no_mistake() -> None:
+    assert loaded({"OTEL_EXPORTER_OTLP_COMPRESSION": "deflate"}).values["compression"] == "gzip"
 
 
 def test_an_unknown_variable_names_the_nearest() -> None:

@@ -394,6 +394,8 @@ def test_no_query_goes_through_a_whole_table(store: Store, with_copies: bool, ro
                 kept_traces.find(store, start, NOW, wanted, order=order)
             kept_traces.find(store, start, NOW, wanted, after=kept_traces.Place(10**18, bytes(8)))
             kept_traces.count(store, start, NOW, wanted)
+        for part in ("findings", "errors"):
+            lookup.digests(store, start, NOW, 10, part)
         store.postmortems(start, NOW, 10)
         deployments.between(store, start, NOW)
     store.use_members({1: 1})
@@ -404,6 +406,9 @@ def test_no_query_goes_through_a_whole_table(store: Store, with_copies: bool, ro
     assert len(big) > 20
     assert [plan for plan in plans if is_slow(plan[1])] == []
     assert is_slow("SCAN rollups")
+    assert {f"traces_with_{part}" for part in ("findings", "errors")} <= {
+        word for _, step in plans for word in step.split()
+    }
 
 
 def is_slow(step: str) -> bool:

@@ -227,6 +227,16 @@ def test_failed_requests_and_their_errors_are_not_counted_twice(store: Store) ->
     assert sum(one["count"] for one in report(store)["errors_seen"]) == 3
 
 
+def test_an_error_that_was_made_a_response_of_is_not_counted_as_that_once_more(store: Store) -> None:
+    put(store, ERRORS, error("KeyError", "shop.a", "/a"), 0, 0)
+    put(store, ERRORS, error("Expired", "shop.a", "/a"), 0)
+    put(store, ERRORS, error("Late", "shop.a", "/a", expected=True), 0)  # and no failure
+    put(store, REQUEST_DURATION, route("/a", **{"error.type": "Expired"}), MS)  # this one left the application
+    put(store, REQUEST_DURATION, route("/a", **{"error.type": "500"}), *[MS] * 5)
+    found = [(one["type"], one["count"]) for one in report(store)["errors_seen"]]
+    assert sorted(found) == [("500", 3), ("Expired", 1), ("KeyError", 2), ("Late", 1)]
+
+
 def test_failed_requests_whose_errors_were_not_counted_have_no_place(store: Store) -> None:
     put(store, ERRORS, error("KeyError", "shop.a", "/a"), 0)
     put(store, REQUEST_DURATION, route("/a", **{"error.type": "KeyError"}), *[MS] * 3)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import json
 import logging
+import sys
 import threading
 import time
 import weakref
@@ -592,3 +593,24 @@ def test_each_greenlet_has_its_own_stack_also_the_one_that_runs(tmp_path: Path) 
     assert found["/there"][1][:2] == ["application", "sleeps_there"]
     assert found["/computes"][1][:3] == ["application", "computes", "computes_here"]
     assert "sleeps_here" not in found["/computes"][1]
+
+
+@pytest.mark.parametrize("collects", [True, False])
+def test_to_look_at_a_thread_leaves_the_collector_as_it_was(collects: bool) -> None:
+    before = gc.isenabled()
+    (gc.enable if collects else gc.disable)()
+    try:
+        found = native.frame_of(threading.get_ident())
+        assert found is not None
+        assert found.f_code.co_filename == native.__file__
+        assert gc.isenabled() is collects
+    finally:
+        (gc.enable if before else gc.disable)()
+
+
+def test_nothing_is_collected_while_the_stacks_of_threads_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bool] = []
+    taken = sys._current_frames()
+    monkeypatch.setattr(sys, "_current_frames", lambda: (seen.append(gc.isenabled()), taken)[1])
+    native.frame_of(threading.get_ident())
+    assert seen == [sys.version_info >= (3, 12)]
