@@ -22,7 +22,7 @@ from paste_agent.runtime_dir import existing_service_dir
 from paste_agent.settings import Settings
 from paste_agent.store.opening import store_path
 from paste_agent.store.store import READ_ERRORS, RecorderRow, Store
-from paste_agent.store.summary import trace_name
+from paste_agent.store.summary import route_name
 
 _NS = 1_000_000_000
 #: Recorders that are looked at, and stacks that are read of each.
@@ -217,10 +217,7 @@ def _pace_of(last: Worker, lives: Sequence[Live]) -> WorkerPace:
 def _route_of(attributes: str) -> tuple[str, bool]:
     """Name of a series of requests, and whether these failed."""
     found = json.loads(attributes)
-    if found.get("otel.metric.overflow"):
-        return "(all others)", False
-    name = trace_name(found)
-    return (name if "http.route" in found else f"{name} (no route)"), "error.type" in found
+    return route_name(found), "error.type" in found
 
 
 # -- one recorder --------------------------------------------------------------------------------------------------

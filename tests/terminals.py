@@ -75,12 +75,13 @@ class Terminal:
 
     def shows(self, *words: str, without: str = "\0") -> str:
         """Wait until the last frame has all of these; that frame. Fails with the frame that it stays at."""
+
+        def shown() -> bool:
+            assert self.process.poll() is None, f"it ended before it showed {words}:\n{self.said}"
+            return all(word in self.frame for word in words) and without not in self.frame
+
         try:
-            wait_for(
-                lambda: all(word in self.frame for word in words) and without not in self.frame,
-                f"{words} on the screen",
-                _PATIENCE_S,
-            )
+            wait_for(shown, f"{words} on the screen", _PATIENCE_S)
         except AssertionError as error:
             raise AssertionError(f"{error}; it shows\n{self.frame or self.said}") from None
         return self.frame

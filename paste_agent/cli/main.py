@@ -13,6 +13,7 @@ from paste_agent.cli import (
     demo_traffic,
     generate_config,
     install,
+    mark_deploy,
     metrics,
     postmortem,
     report,
@@ -48,6 +49,7 @@ group.add_command(run_program.run_python, "run-python")
 group.add_command(report.command, "report")
 group.add_command(trace.command, "trace")
 group.add_command(postmortem.command, "postmortem")
+group.add_command(mark_deploy.command, "mark-deploy")
 group.add_command(metrics.command, "metrics")
 group.add_command(dashboard.command, "dashboard")
 group.add_command(top.command, "top")

@@ -1,53 +1,30 @@
-"""`paste-agent report`: what the store knows, at a glance, or as JSON for programs."""
+"""`paste-agent report`: what the store knows, at a glance or as JSON; and conditions that it must meet."""
 
 from __future__ import annotations
 
 import json
-import os
-import re
+import sys
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import click
-from rich import box
 from rich.console import Group
-from rich.panel import Panel
-from rich.table import Table
-from rich.text import Text
 
-from paste_agent.aggregate import REQUEST_DURATION, Total
-from paste_agent.cli.style import console_of, count_of_errors, duration, numbers, one_line, printable, table_of
-from paste_agent.cli.tables import breakdown_table, inside_sections
+from paste_agent.aggregate import REQUEST_DURATION
+from paste_agent.cli import comparison, gates, report_page
+from paste_agent.cli.comparison import Comparison, Sides
+from paste_agent.cli.gates import Gate, GateType, Verdict
+from paste_agent.cli.spans import Span, span_s
+from paste_agent.cli.style import console_of
 from paste_agent.cli.target import target_of
 from paste_agent.errors import StoreError
-from paste_agent.postmortem import short_id
-from paste_agent.stacks import application_frame, parse
 from paste_agent.store import history
 from paste_agent.store.store import READ_ERRORS, SeriesTotal, Store
-from paste_agent.store.summary import figures, overall, summarize, trace_name
-from paste_agent.wording import apdex_text, rate_text
+from paste_agent.store.summary import summarize
 
-#: Workers that were lost, listed.
-_LOST = 5
 #: Columns that a terminal needs for all figures beside a route that can be read.
 _WIDE = 100
-_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
-_SPAN = re.compile(r"([0-9]+(?:\.[0-9]+)?)([smhd])")
-
-
-class Span(click.ParamType):  # type: ignore[type-arg]  # generic in the newest click alone
-    """A length of time, such as 10m; converts to seconds."""
-
-    name = "span"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        if isinstance(value, float):
-            return value
-        match = _SPAN.fullmatch(str(value))
-        if match is None or not float(match[1]):
-            self.fail(f"{value!r}: expected a number and s, m, h or d, for example 10m", param, ctx)
-        return float(match[1]) * _UNITS_S[match[2]]
 
 
 @click.command(short_help="Requests, errors, durations: what a service measured.")
@@ -56,37 +33,119 @@ class Span(click.ParamType):  # type: ignore[type-arg]  # generic in the newest 
 @click.option("--service", help="Which service, when the ini measures several.")
 @click.option("--limit", type=click.IntRange(1, 1000), default=15, show_default=True, help="Most routes to list.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead, with every route.")
-def command(path: str, since: float | None, service: str | None, limit: int, as_json: bool) -> None:
+@click.option(
+    "--compare",
+    metavar="SPAN|VERSION",
+    help="Set beside it the time before: so long before --since, or before a deployment and after it.",
+)
+@click.option(
+    "--fail-if",
+    "conditions",
+    metavar="CONDITION",
+    type=GateType(),
+    multiple=True,
+    help="Exit with 1 if this holds, such as 'p95_s > 0.5'; may be given several times.",
+)
+@click.option("--quiet", is_flag=True, help="With --fail-if: print nothing but what failed, or has no value.")
+def command(
+    path: str,
+    since: float | None,
+    service: str | None,
+    limit: int,
+    as_json: bool,
+    compare: str | None,
+    conditions: tuple[Gate, ...],
+    quiet: bool,
+) -> None:
     """Print requests, errors, latency and Apdex by route, and what the time was spent on; the slowest and failed
-    transactions; errors, queries, calls and layers; and the workers.
+    transactions; errors, queries, calls and layers; deployments; and the workers.
+
+    A condition is a name, a comparison and a number: error_rate, p50_s, p90_s, p95_s, p99_s, mean_s, max_s, apdex,
+    requests, errors and throughput (a second), also of one route as in 'p95_s{GET /items/{id}} > 0.5'; queue_p95_s,
+    workers_lost and dropped. It does not hold where there is no value, which is said.
     """
-    summary, series, seconds = _read(path, service, since)
+    if quiet and (not conditions or as_json):
+        raise click.UsageError("--quiet is for --fail-if, without --json")
+    if compare is not None and span_s(compare) is not None and since is None:
+        raise click.UsageError(f"--compare {compare} is the time before --since: give that as well, such as --since 1h")
+    found = _read(path, service, since, conditions, compare)
     if as_json:
-        click.echo(json.dumps(summary, indent=2))
-        return
-    console = console_of()
-    console.print(_page(summary, series, seconds, limit, wide=console.width >= _WIDE))
+        click.echo(json.dumps(found.as_object(), indent=2))
+    elif not quiet:
+        console = console_of()
+        console.print(found.page(limit, wide=console.width >= _WIDE))
+    for line in gates.lines(found.verdicts):
+        click.echo(f"paste-agent: {line}", err=True)
+    if any(verdict.failed for verdict in found.verdicts):
+        sys.exit(1)
 
 
 def page_of(path: str) -> Group:
     """What the command prints for a service: docs/generate.py makes its picture of it."""
-    return _page(*_read(path, None, None), limit=15, wide=True)
+    return _read(path, None, None).page(limit=15, wide=True)
 
 
-def _read(path: str, service: str | None, since: float | None) -> tuple[dict[str, Any], list[SeriesTotal], float]:
-    """The summary of a store, the series of its requests, and how many seconds they span."""
+class _Found(NamedTuple):
+    """What was read of a store."""
+
+    summary: dict[str, Any]
+    series: Sequence[SeriesTotal]  #: of its requests
+    seconds: float
+    verdicts: Sequence[Verdict]
+    comparison: Comparison | None
+
+    def as_object(self) -> dict[str, Any]:
+        more: dict[str, Any] = {}
+        if self.comparison is not None:
+            more["comparison"] = self.comparison.as_object()
+        if self.verdicts:
+            more["conditions"] = [verdict.as_object() for verdict in self.verdicts]
+        return {**self.summary, **more}
+
+    def page(self, limit: int, wide: bool) -> Group:
+        if self.comparison is None:
+            return report_page.page(self.summary, self.series, self.seconds, limit, wide)
+        head = [report_page.head(self.summary, self.series, self.seconds)] if self.summary["requests"] else []
+        return Group(*head, *comparison.page(self.comparison, limit))
+
+
+def _read(
+    path: str, service: str | None, since: float | None, conditions: Sequence[Gate] = (), compare: str | None = None
+) -> _Found:
+    """All that is asked of a store, as of one state of it."""
     target = target_of(path, service)
     store = Store(target.store, read_only=True)
     try:
-        start_s, end_s = _window(store, since)
-        name = target.settings.service_name if target.settings else (store.meta("service.name") or target.store)
-        summary = summarize(store, name, start_s, end_s)
-        series = history.totals(store, start_s, end_s, [REQUEST_DURATION])
+        with store.reading():
+            start_s, end_s = _window(store, since)
+            sides = None if compare is None else _sides(store, target.store, compare, start_s, end_s, since)
+            if sides is not None and sides.version:
+                start_s, end_s = sides.after
+            name = target.settings.service_name if target.settings else (store.meta("service.name") or target.store)
+            return _Found(
+                summarize(store, name, start_s, end_s, marked_until_s=time.time() if sides is None else end_s),
+                history.totals(store, start_s, end_s, [REQUEST_DURATION]),
+                end_s - start_s,
+                gates.judge(store, conditions, start_s, end_s),
+                None if sides is None else comparison.compare(store, sides),
+            )
     except READ_ERRORS as error:  # its pages may hold anything
         raise StoreError(f"{target.store}: cannot be read: {error}") from None
     finally:
         store.close()
-    return summary, series, end_s - start_s
+
+
+def _sides(store: Store, path: str, compare: str, start_s: float, end_s: float, since: float | None) -> Sides:
+    """What is compared. Raises StoreError for a version that was not marked."""
+    length_s = span_s(compare)
+    if length_s is not None:
+        return Sides((max(0.0, start_s - length_s), start_s), (start_s, end_s))
+    known = store.span_of_time()
+    begin_s = known[0] if known is not None else start_s
+    sides = comparison.around(store, compare, begin_s, time.time(), end_s - begin_s if since is None else since)
+    if sides is None:
+        raise StoreError(f"{path}: no deployment of {compare!r} was marked; `paste-agent report` lists those that were")
+    return sides
 
 
 def _window(store: Store, since: float | None) -> tuple[float, float]:
@@ -95,187 +154,3 @@ def _window(store: Store, since: float | None) -> tuple[float, float]:
         return max(0.0, now - since), now
     known = store.span_of_time()
     return (known[0], min(known[1], now)) if known else (now, now)
-
-
-# -- the page ------------------------------------------------------------------------------------------------------
-
-
-def _page(summary: dict[str, Any], series: Sequence[SeriesTotal], seconds: float, limit: int, wide: bool) -> Group:
-    table = breakdown_table(summary["breakdown"], limit, wide)
-    breakdown = [] if table is None else [table]
-    if not summary["requests"]:
-        nothing = Panel(
-            Text("No requests in this span of time. Send the service one, and wait a second."),
-            title=Text(printable(summary["service"])),
-            title_align="left",
-            box=box.ROUNDED,
-        )
-        return Group(nothing, *breakdown, *_rest(summary, wide))
-    parts: list[Any] = [_head(summary, overall(series), seconds), _routes(series, limit, wide), *breakdown]
-    slowest = sorted(summary["traces"], key=lambda trace: -trace["duration_s"])[:5]
-    parts.append(_traces("Slowest transactions", slowest))
-    failed = [trace for trace in summary["traces"] if trace["failed"]][:5]
-    if failed:
-        parts.append(_traces("Failed transactions", failed))
-    if any(trace["spans"] for trace in (*slowest, *failed)):
-        parts.append(Text("`paste-agent trace` and the beginning of one of these shows what is inside.\n", style="dim"))
-    parts.extend(_rest(summary, wide))
-    if summary["dropped"]:
-        parts.append(Text(f"{summary['dropped']} records were lost; see docs/operations.md", style="bold red"))
-    return Group(*parts)
-
-
-def _rest(summary: dict[str, Any], wide: bool) -> list[Any]:
-    """What is shown whether or not there were requests."""
-    parts: list[Any] = [*inside_sections(summary, wide)]
-    if summary["background"]:
-        parts.append(_background(summary["background"]))
-    if summary["postmortems"]:
-        parts.append(_postmortems(summary["postmortems"]))
-    if summary["workers"]:
-        parts.append(_workers(summary["workers"]))
-    return parts
-
-
-def _head(summary: dict[str, Any], total: Total, seconds: float) -> Panel:
-    share = summary["errors"] / summary["requests"]
-    found = figures(total)
-    grid = Table.grid(padding=(0, 3))
-    grid.add_row(
-        _figure("requests", f"{summary['requests']:,}"),
-        _figure("errors", f"{summary['errors']:,} ({share:.1%})", "red" if summary["errors"] else "green"),
-        _figure("throughput", rate_text(summary["requests"], seconds)),
-        _figure("p50", duration(found["p50_s"])),
-        _figure("p95", duration(found["p95_s"])),
-        _figure("p99", duration(found["p99_s"])),
-        _figure("Apdex", apdex_text(found["apdex"]), _apdex_style(found["apdex"])),
-    )
-    window = f"  {summary['from'][:19]}Z – {summary['to'][:19]}Z"
-    title = Text.assemble((printable(summary["service"]), "bold"), window)
-    return Panel(grid, title=title, title_align="left", box=box.ROUNDED, expand=False)
-
-
-def _figure(label: str, value: str, style: str = "") -> Text:
-    return Text.assemble((label, "dim"), "\n", (value, f"bold {style}"))
-
-
-def _routes(series: Sequence[SeriesTotal], limit: int, wide: bool) -> Table:
-    """One row a method and route, its statuses together; the ones that took most time first."""
-    totals: dict[str, Total] = {}
-    errors: dict[str, int] = {}
-    for found in series:
-        name = _route_name(found.attributes)
-        totals.setdefault(name, Total()).add(found.total)
-        if "error.type" in found.attributes:
-            errors[name] = errors.get(name, 0) + found.total.count
-    whole_ns = sum(total.sum_ns for total in totals.values()) or 1
-    table = table_of("Routes, by time spent")
-    table.add_column("route", overflow="fold", ratio=1)
-    numbers(table, "requests", "errors", "p50", "p95", "p99", *(["max"] if wide else []), "Apdex", "time")
-    ranked = sorted(totals.items(), key=lambda item: -item[1].sum_ns)
-    for name, total in ranked[:limit]:
-        found_figures = figures(total)
-        failed = errors.get(name, 0)
-        table.add_row(
-            Text(printable(name)),
-            f"{total.count:,}",
-            count_of_errors(failed),
-            duration(found_figures["p50_s"]),
-            duration(found_figures["p95_s"]),
-            duration(found_figures["p99_s"]),
-            *([duration(found_figures["max_s"])] if wide else []),
-            Text(apdex_text(found_figures["apdex"]), style=_apdex_style(found_figures["apdex"])),
-            f"{total.sum_ns / whole_ns:.0%}",
-        )
-    if len(ranked) > limit:
-        table.caption = f"{len(ranked) - limit} more; --limit {len(ranked)} lists all"
-    return table
-
-
-def _route_name(attributes: Mapping[str, object]) -> str:
-    if attributes.get("otel.metric.overflow"):
-        return "(all others)"
-    name = trace_name(attributes)
-    return name if "http.route" in attributes else f"{name} (no route)"
-
-
-def _traces(title: str, traces: Sequence[dict[str, Any]]) -> Table:
-    table = table_of(title)
-    table.add_column("when (UTC)", no_wrap=True)
-    table.add_column("took", justify="right", no_wrap=True)
-    table.add_column("status", justify="right", no_wrap=True)
-    table.add_column("transaction", overflow="fold", ratio=1)
-    table.add_column("trace", no_wrap=True, style="dim")
-    for trace in traces:
-        what = Text(printable(trace["name"]))
-        if trace["path"]:
-            what.append(f"  {printable(trace['path'])}", style="dim")
-        if trace["error_type"] and not str(trace["error_type"]).isdecimal():
-            message = f": {one_line(trace['message'])}" if trace["message"] else ""
-            what.append(f"\n{printable(trace['error_type'])}{message}", style="red")
-        table.add_row(
-            trace["start"][11:19],
-            duration(trace["duration_s"]),
-            Text(str(trace["status"] or "–"), style="red" if trace["failed"] else ""),
-            what,
-            trace["trace_id"][:16],
-        )
-    return table
-
-
-def _background(tasks: Sequence[dict[str, Any]]) -> Table:
-    table = table_of("Background tasks")
-    table.add_column("task", overflow="fold", ratio=1)
-    numbers(table, "runs", "errors", "p50", "max")
-    for task in tasks:
-        failed = task["count"] if task["error_type"] else 0
-        table.add_row(
-            Text(printable(task["name"])),
-            f"{task['count']:,}",
-            count_of_errors(failed),
-            duration(task["p50_s"]),
-            duration(task["max_s"]),
-        )
-    return table
-
-
-def _postmortems(postmortems: Sequence[dict[str, Any]]) -> Table:
-    """The newest few workers that died, each with the oldest request that it took along."""
-    table = table_of("Workers lost")
-    table.add_column("when (UTC)", no_wrap=True)
-    table.add_column("reason", no_wrap=True, style="red")
-    table.add_column("in flight", overflow="fold", ratio=1)
-    table.add_column("post-mortem", no_wrap=True, style="dim")
-    for found in postmortems[:_LOST]:
-        what = Text("nothing", style="dim")
-        for lost in found["requests"][:1]:
-            what = Text(printable(f"{lost['method'] or 'task'} {lost['path']}  {duration(lost['age_s'])}"))
-            frame = application_frame(parse(lost["stack"]))
-            where = "" if frame is None else f"{os.path.basename(frame.file)}:{frame.line} in {frame.function}"
-            for more in (lost["span"], where):
-                if more:
-                    what.append(f"\n{printable(more)}", style="dim")
-        table.add_row(found["at"][11:19], found["reason"].replace("_", " "), what, short_id(found["id"]))
-    if len(postmortems) > _LOST:
-        table.caption = f"{len(postmortems) - _LOST} more; --json lists them"
-    return table
-
-
-def _workers(workers: Sequence[dict[str, Any]]) -> Table:
-    table = table_of("Workers")
-    numbers(table, "worker", "pid", "requests", "in flight", "busy", "memory", "since (UTC)")
-    for worker in workers:
-        table.add_row(
-            str(worker["number"]),
-            str(worker["pid"]),
-            f"{worker['requests']:,}",
-            str(worker["in_flight"]),
-            f"{worker['busy']:.0%}",
-            f"{worker['memory_bytes'] / 1048576:.1f} MiB",
-            worker["since"][:19].replace("T", " "),
-        )
-    return table
-
-
-def _apdex_style(apdex: float | None) -> str:
-    return "dim" if apdex is None else "green" if apdex >= 0.85 else "yellow" if apdex >= 0.7 else "red"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections import deque
 
 import click
 
@@ -14,7 +13,7 @@ from paste_agent.cli.style import console_of
 from paste_agent.cli.target import service_of
 from paste_agent.cli.top_state import State
 from paste_agent.errors import AgentError
-from paste_agent.live import Live, snapshot
+from paste_agent.live import Live, pace, snapshot
 from paste_agent.settings import Settings
 
 #: Rates, busy shares and routes are of so long.
@@ -49,12 +48,13 @@ def command(path: str, service: str | None, interval: float, once: bool, as_json
         _watch(found, first, interval)
         return
     time.sleep(interval)
-    lives = [first, _snapshot(found, first)]
+    second = _snapshot(found, first)
+    told = pace([first, second])
     if as_json:
-        click.echo(json.dumps(top_page.as_object(found, lives), indent=2))
+        click.echo(json.dumps(top_page.as_object(found, second, told), indent=2))
     else:
         console = console_of()
-        console.print(top_page.once(found, lives, console.width))
+        console.print(top_page.once(found, second, told, console.width))
 
 
 def _snapshot(found: Settings, before: Live | None) -> Live:
@@ -69,20 +69,22 @@ def _watch(found: Settings, first: Live, interval: float) -> None:
 
     console = console_of()
     state = State()
-    lives: deque[Live] = deque([first])
+    lives = [first]
     due = time.monotonic() + interval
+    told = pace(lives)
+    shown = (first, told)
     with screen(console) as terminal:
         try:
             while not state.ended:
-                shown = state.held or list(lives)
-                size = terminal.size
-                terminal.show(top_page.lines(terminal, found, shown, state))
+                shown = shown if state.held else (lives[-1], told)
+                terminal.show(top_page.lines(terminal, found, *shown, state))
                 for key in terminal.keys(max(0.0, due - time.monotonic())):
-                    state.press(key, top_page.workers(shown, state), list(lives), size[1])
+                    state.press(key, top_page.workers(*shown, state), terminal.size[1])
                 if time.monotonic() >= due:
                     due = time.monotonic() + interval
                     lives.append(snapshot(found, lives[-1]))
                     while len(lives) > 2 and lives[-1].at_ns - lives[1].at_ns >= WINDOW_S * 1e9:
-                        lives.popleft()
+                        del lives[0]
+                    told = pace(lives)
         except (KeyboardInterrupt, EOFError):
             pass  # as good as q

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from paste_agent.cli.style import count_of_errors, duration, numbers, one_line, printable, share_text
 from paste_agent.cli.top_state import HELP, State
-from paste_agent.live import Doing, Live, Pace, Worker, WorkerPace, pace
+from paste_agent.live import Doing, Live, Pace, Worker, WorkerPace
 from paste_agent.naming import readable
 from paste_agent.recorder import layout
 from paste_agent.settings import Settings
@@ -31,10 +31,9 @@ _NOBODY = WorkerPace(0, None, None)
 _DASH = Text("–", style="dim")
 
 
-def lines(terminal: Screen, settings: Settings, lives: Sequence[Live], state: State) -> list[str]:
-    """The whole screen."""
+def lines(terminal: Screen, settings: Settings, live: Live, told: Pace, state: State) -> list[str]:
+    """The whole screen. told: of the snapshots up to `live`."""
     width, height = terminal.size
-    live, told = lives[-1], pace(lives)
     top = terminal.lines(_head(settings, live, told, state))
     foot = terminal.lines(_foot(state, width))
     room = max(1, height - len(top) - len(foot))
@@ -45,30 +44,28 @@ def lines(terminal: Screen, settings: Settings, lives: Sequence[Live], state: St
         state.scroll = min(state.scroll, max(0, len(body) - room))
         body = body[state.scroll :]
     else:
-        body = _overview(terminal, settings, lives, state, room)
+        body = _overview(terminal, settings, live, told, state, room)
     body = body[:room]
     return [*top, *body, *[""] * (room - len(body)), *foot]
 
 
-def once(settings: Settings, lives: Sequence[Live], width: int) -> RenderableType:
+def once(settings: Settings, live: Live, told: Pace, width: int) -> RenderableType:
     """The same without a screen: all workers and all routes."""
     state = State()
-    live, told = lives[-1], pace(lives)
     parts: list[RenderableType] = [_head(settings, live, told, state), ""]
-    parts.append(_workers(settings, workers(lives, state), told, width) if live.workers else _nothing(live))
+    parts.append(_workers(settings, workers(live, told, state), told, width) if live.workers else _nothing(live))
     if told.routes:
         parts += ["", _routes(told, len(told.routes), "")]
     return Group(*parts, *_broken(live))
 
 
-def workers(lives: Sequence[Live], state: State) -> list[Worker]:
+def workers(live: Live, told: Pace, state: State) -> list[Worker]:
     """Those that are shown, in the order that was asked for."""
-    paces = pace(lives).workers
     wanted = state.filter.lower()
-    found = [worker for worker in lives[-1].workers if not wanted or wanted in _searched(worker)]
+    found = [worker for worker in live.workers if not wanted or wanted in _searched(worker)]
 
     def of(worker: Worker) -> WorkerPace:
-        return paces.get(worker.recorder, _NOBODY)
+        return told.workers.get(worker.recorder, _NOBODY)
 
     orders: dict[str, Callable[[Worker], float]] = {
         "number": lambda worker: -(1 << 30) if worker.number else 0,
@@ -139,16 +136,15 @@ def _help() -> Table:
     return table
 
 
-def _overview(terminal: Screen, settings: Settings, lives: Sequence[Live], state: State, room: int) -> list[str]:
+def _overview(terminal: Screen, settings: Settings, live: Live, told: Pace, state: State, room: int) -> list[str]:
     """Workers, and below them the slowest routes; so many lines at the most."""
-    live, told = lives[-1], pace(lives)
     width = terminal.size[0]
     below: list[str] = [""]
     if (routes := _routes(told, _ROUTES, state.filter)).row_count:
         below += terminal.lines(routes)
     for note in _broken(live):
         below += terminal.lines(note)
-    shown = workers(lives, state)
+    shown = workers(live, told, state)
     if live.why_not or not shown:
         nothing = _nothing(live) if not live.workers or live.why_not else Text("None of the workers has that.", "dim")
         return [*terminal.lines(nothing), *below]
@@ -329,9 +325,8 @@ def _trace_id(one: Doing) -> str:
 # -- for programs --------------------------------------------------------------------------------------------------
 
 
-def as_object(settings: Settings, lives: Sequence[Live]) -> dict[str, Any]:
+def as_object(settings: Settings, live: Live, told: Pace) -> dict[str, Any]:
     """The object that `--once --json` prints: a stable interface, fields are added and not renamed."""
-    live, told = lives[-1], pace(lives)
     return {
         "service": settings.service_name,
         "at": rfc3339(live.at_s),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from paste_agent.live import Live, Worker
+from paste_agent.live import Worker
 
 #: Orders of workers, and the key of each.
 SORTS: Mapping[str, str] = {
@@ -39,10 +39,10 @@ class State:
         self.details = False
         self.help = False
         self.scroll = 0  #: lines of the details that are above the screen
-        self.held: list[Live] = []  #: what is shown while it is held; empty: it goes on
+        self.held = False
 
-    def press(self, key: str, shown: Sequence[Worker], lives: list[Live], height: int) -> None:
-        """One key. shown: workers in the order in which they are. lives: what there is now. height: of the screen."""
+    def press(self, key: str, shown: Sequence[Worker], height: int) -> None:
+        """One key. shown: workers in the order in which they are. height: of the screen, lines."""
         if self.is_typing:
             self._type(key)
         elif key == "q":
@@ -52,7 +52,7 @@ class State:
         elif self.help:
             self.help = key != "escape"
         elif key in ("p", " "):
-            self.held = [] if self.held else lives
+            self.held = not self.held
         elif key == "/":
             self.is_typing, self.details = True, False
         elif key == "s":

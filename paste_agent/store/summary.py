@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from paste_agent.aggregate import REQUEST_DURATION, TASK_DURATION, Total
 from paste_agent.kept import TraceRow
 from paste_agent.metrics import RECORDS_DROPPED
 from paste_agent.recorder.layout import W_MEMORY_BYTES, WHY_KEPT
-from paste_agent.store import history, inside_summary
+from paste_agent.store import deployments, history, inside_summary
 from paste_agent.store.cover import Summed
 from paste_agent.store.inside_summary import latency
 from paste_agent.store.inside_summary import rfc3339 as rfc3339  # where the commands look for it
@@ -22,10 +22,13 @@ TRACES = 10
 POSTMORTEMS = 100
 
 
-def summarize(store: Store, service: str, start_s: float, end_s: float) -> dict[str, Any]:
+def summarize(
+    store: Store, service: str, start_s: float, end_s: float, marked_until_s: float | None = None
+) -> dict[str, Any]:
     """The object that `paste-agent report --json` prints: a stable interface, fields are added and not renamed.
 
-    start_s, end_s: s since the epoch; what began in between is summed up. `breakdown`, `queries`, `findings`, `calls`,
+    start_s, end_s: s since the epoch; what began in between is summed up. marked_until_s: deployments are listed up to
+    that time, where it is later: one may have had no request yet. `breakdown`, `queries`, `findings`, `calls`,
     `layers`, `custom` and `errors_seen` are lists, each described by the function of that name in `inside_summary`
     (`errors` for the last); empty where nothing is known.
     """
@@ -33,6 +36,7 @@ def summarize(store: Store, service: str, start_s: float, end_s: float) -> dict[
     series = [found for found in between if found.metric == REQUEST_DURATION]
     slowest = store.traces(start_s, end_s, "slowest", False, TRACES)
     failed = store.traces(start_s, end_s, "newest", True, TRACES)
+    marked = deployments.between(store, start_s, max(end_s, marked_until_s or 0))
     dropped = sum(value for (name, _), value in store.counters().items() if name == RECORDS_DROPPED)
     return {
         "service": service,
@@ -48,6 +52,7 @@ def summarize(store: Store, service: str, start_s: float, end_s: float) -> dict[
         "traces": [_trace(row) for row in {(row.trace_id, row.span_id): row for row in (*slowest, *failed)}.values()],
         "errors_seen": inside_summary.errors(store, between, start_s, end_s),
         "postmortems": [_postmortem(row) for row in store.postmortems(start_s, end_s, POSTMORTEMS)],
+        "deployments": [_deployment(found) for found in marked],
         "breakdown": inside_summary.breakdown(between),
         "queries": inside_summary.queries(between),
         "findings": inside_summary.findings(store, start_s, end_s),
@@ -74,6 +79,40 @@ def trace_name(attributes: Mapping[str, object]) -> str:
     method = "HTTP" if method == "_OTHER" else method
     route = attributes.get("http.route")
     return f"{method} {route}" if route else method
+
+
+def route_name(attributes: Mapping[str, object]) -> str:
+    """As `trace_name`, of a series of requests; says where there is no route, or what came after the bound."""
+    if attributes.get("otel.metric.overflow"):
+        return "(all others)"
+    name = trace_name(attributes)
+    return name if "http.route" in attributes else f"{name} (no route)"
+
+
+class RouteTotal(NamedTuple):
+    """Requests of one route, or of several."""
+
+    total: Total
+    errors: int
+
+    @classmethod
+    def of_all(cls, those: Iterable[RouteTotal]) -> RouteTotal:
+        total, errors = Total(), 0
+        for one in those:
+            total.add(one.total)
+            errors += one.errors
+        return cls(total, errors)
+
+
+def by_route(series: Iterable[SeriesTotal]) -> dict[str, RouteTotal]:
+    """Series of requests by the name of their route, all statuses together."""
+    found: dict[str, RouteTotal] = {}
+    for one in series:
+        name = route_name(one.attributes)
+        total, errors = found.get(name) or RouteTotal(Total(), 0)
+        total.add(one.total)
+        found[name] = RouteTotal(total, errors + (one.total.count if "error.type" in one.attributes else 0))
+    return found
 
 
 def _route(found: SeriesTotal) -> dict[str, Any]:
@@ -103,6 +142,15 @@ def _background(series: Iterable[SeriesTotal]) -> list[dict[str, Any]]:
 
 def _postmortem(row: PostmortemRow) -> dict[str, Any]:
     return {**row.summary, "id": row.id, "at": rfc3339(row.at), "reason": row.reason}
+
+
+def _deployment(found: deployments.Deployment) -> dict[str, Any]:
+    return {
+        "at": rfc3339(found.at_s),
+        "version": found.version,
+        "description": found.description,
+        "user": found.user,
+    }
 
 
 def figures(total: Total) -> dict[str, Any]:

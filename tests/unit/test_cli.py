@@ -66,7 +66,7 @@ def test_report_takes_the_ini_of_this_directory(run: Run, store: Store, tmp_path
 
 TOP = (
     "service", "instance", "from", "to", "requests", "errors", "dropped", "routes", "background", "workers", "traces",
-    "errors_seen", "postmortems", "breakdown", "queries", "findings", "calls", "layers", "custom",
+    "errors_seen", "postmortems", "deployments", "breakdown", "queries", "findings", "calls", "layers", "custom",
 )  # fmt: skip
 ROUTE = {"method", "route", "status", "error_type", "count", "sum_s", "p50_s", "p95_s", "p99_s", "max_s", "apdex"}
 WORKER = {"number", "pid", "state", "requests", "busy", "memory_bytes"}

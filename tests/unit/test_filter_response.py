@@ -235,7 +235,9 @@ def test_a_body_that_is_not_closed_after_its_iteration_failed_is_closed_by_the_s
     assert service.only() == key(status=200, error="RuntimeError")
 
 
-@pytest.mark.parametrize("make", [lambda: [b"a"], lambda: generator(b"a"), lambda: Body(b"a")], ids=["list", "generator", "iterable"])
+@pytest.mark.parametrize(
+    "make", [lambda: [b"a"], lambda: generator(b"a"), lambda: Body(b"a")], ids=["list", "generator", "iterable"]
+)
 def test_a_response_dropped_without_close_is_counted(service: Measured, make: Callable[[], Any]) -> None:
     def drop() -> None:
         next(iter(service.around(returning(make()))(environ_of(), Server().start_response)))
