@@ -140,7 +140,9 @@ def test_keys_when_nothing_is_shown(found: Settings, directory: Path, screen: Sc
     assert pressed(state, "hxqq", lives).ended
 
 
-@pytest.mark.parametrize("wanted", ["/items/7", "select stock", str(os.getpid()), "/ITEMS/{id}"])
+@pytest.mark.parametrize(
+    "wanted", ["/items/7", "select stock", str(os.getpid()), "/ITEMS/{id}"], ids=["path", "span", "pid", "route"]
+)
 def test_the_filter_looks_everywhere(found: Settings, directory: Path, wanted: str) -> None:
     one = worker(directory)
     at = in_flight(one, since(5), path=b"/items/7")
