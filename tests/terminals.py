@@ -112,6 +112,7 @@ def terminal(
 
     The command begins with the path of a program.
     """
+    given = {**(environment() if env is None else env), "TERM": "xterm-256color"}
     master, slave = pty.openpty()
     try:
         _resize(master, columns, lines)
@@ -122,7 +123,8 @@ def terminal(
             stdout=slave,
             stderr=slave,
             start_new_session=True,
-            env={**(environment() if env is None else env), "TERM": "xterm-256color"},
+            # Without a size in the environment, which would stay when that of the terminal changes.
+            env={name: value for name, value in given.items() if name not in ("COLUMNS", "LINES")},
         )
         screen = Terminal(process, master)
         try:
