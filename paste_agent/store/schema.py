@@ -91,6 +91,8 @@ CREATE TRIGGER rollups_late AFTER INSERT ON rollups
 -- conditions, word for word.
 CREATE INDEX traces_with_findings ON traces (started_at_ns) WHERE instr(detail, '"findings": ');
 CREATE INDEX traces_with_errors ON traces (started_at_ns) WHERE instr(detail, '"errors": ') OR failed;
+-- All that lists of them are chosen by.
+CREATE INDEX traces_listed ON traces (started_at_ns, failed, why, duration_ns, attributes);
 
 -- When which version of the application went out; s since the epoch.
 CREATE TABLE deployments (
