@@ -12,6 +12,7 @@ import io
 import mimetypes
 import os
 import re
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -145,7 +146,9 @@ class Shop:
         return _page(pages.report(_site(request), self._catalogue.sales(self._slow_s)))
 
     def _year(self, request: Request, _: str) -> Response:
-        return _page(pages.report(_site(request), self._catalogue.sales(_ENDLESS_S)))
+        # The demo's worst bug: it waits for somebody who never comes.
+        threading.Event().wait(_ENDLESS_S)
+        return self._report(request, _)
 
     def _broken(self, request: Request, _: str) -> Response:
         products = self._catalogue.page(0, _PER_PAGE)
