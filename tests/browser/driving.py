@@ -125,7 +125,7 @@ class Browser:
         ]
 
     def clean(self, origin: str) -> None:
-        """Fails for a page that ran, loaded or holds what is not the dashboard's, or about which the browser complains."""
+        """Fails for a page that ran, loaded or holds what is not the dashboard's, or that the browser complains of."""
         said = self.console()
         if self.status >= 400 and said:  # that it was such an answer is said there too
             assert f"status of {self.status}" in said.pop(0)
