@@ -222,7 +222,7 @@ def screenshots(ini: str) -> None:
         failed, lost = first(browser, "What fails"), browser.run(FIRST_POSTMORTEM)
         browser.open(queries)
         repeated = first(browser, "N+1 queries")
-        shot(browser, "dashboard", overview, 1180)
+        shot(browser, "dashboard", overview, 1360)
         shot(browser, "dashboard-transaction", sales, 1660)
         shot(browser, "dashboard-queries", queries, 590)
         shot(browser, "dashboard-trace", repeated, 960)
@@ -237,7 +237,8 @@ def reduced(path: Path, png: bytes) -> None:
     from PIL import Image
 
     # Coverage: the colour of one thin line counts as much as that of the paper.
-    few = Image.open(BytesIO(png)).convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    whole = Image.open(BytesIO(png)).convert("RGB")
+    few = whole.quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=1, dither=Image.Dither.NONE)
     few.save(path, optimize=True)
 
 
