@@ -12,7 +12,6 @@ import io
 import mimetypes
 import os
 import re
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -147,7 +146,7 @@ class Shop:
 
     def _year(self, request: Request, _: str) -> Response:
         # The demo's worst bug: it waits for somebody who never comes.
-        threading.Event().wait(_ENDLESS_S)
+        time.sleep(_ENDLESS_S)
         return self._report(request, _)
 
     def _broken(self, request: Request, _: str) -> Response:
