@@ -56,6 +56,9 @@ TEST = [
     "kombu>=5.3",
     "celery>=5.3",
     *PROMETHEUS,
+    # The dashboard in a real browser, which is Debian's, as its driver is.
+    "selenium>=4.20",
+    "axe-core-python>=0.1",
 ]
 # Real applications that are served behind the agent.
 APPS = [

@@ -3,6 +3,9 @@
     python docs/generate.py                        docs/settings.md and docs/metrics.md
     python docs/generate.py --pictures INI ID      docs/images/report.svg and trace.svg, of what INI's service has
                                                    measured, and of the trace with that ID
+    python docs/generate.py --screenshots INI      docs/images/dashboard*.png, of what INI's service has measured in the
+                                                   last 15 minutes: the demo's, after `paste-agent demo-traffic --hang`.
+                                                   Takes Chromium, ChromeDriver, and `pip install selenium Pillow`
 
 A test fails while the two pages are not what this writes.
 """
@@ -191,6 +194,54 @@ def picture(name: str, title: str, lines: Iterable[Any]) -> None:
     (DOCS / "images" / f"{name}.svg").write_text(svg, encoding="utf-8")
 
 
+def screenshots(ini: str) -> None:
+    """The pages that docs/walk.md goes through, as a browser shows them."""
+    root = DOCS.resolve().parent
+    sys.path.insert(0, str(root))
+    from tests.browser.driving import Browser, chromium
+    from tests.dashboards import own
+
+    # Whose machine it is says nothing.
+    places = [[os.path.dirname(os.path.abspath(ini)), "/srv/shop"], [sys.base_prefix, "/usr"]]
+
+    def shot(browser: Browser, name: str, url: str, height: int) -> None:
+        browser.open(url)
+        browser.run(ELSEWHERE, places)
+        with browser.sized(1280, height):
+            reduced(DOCS / "images" / f"{name}.png", browser.driver.get_screenshot_as_png())
+
+    def first(browser: Browser, section: str) -> str:
+        """Where the first trace of a section leads."""
+        url: str = browser.run(FIRST_TRACE, section)
+        return url
+
+    with own(Path(ini).resolve().parent, os.path.basename(ini)) as served, chromium() as browser:
+        overview = f"{served.url}?range=15m"
+        browser.open(overview)
+        sales, queries = browser.link("GET /report/sales"), browser.link("Queries")
+        failed, lost = first(browser, "What fails"), browser.run(FIRST_POSTMORTEM)
+        browser.open(queries)
+        repeated = first(browser, "N+1 queries")
+        shot(browser, "dashboard", overview, 1360)
+        shot(browser, "dashboard-transaction", sales, 1660)
+        shot(browser, "dashboard-queries", queries, 590)
+        shot(browser, "dashboard-trace", repeated, 960)
+        shot(browser, "dashboard-failed", failed, 1120)
+        shot(browser, "dashboard-postmortem", lost, 810)
+
+
+def reduced(path: Path, png: bytes) -> None:
+    """A page has few colours: a palette takes half of the bytes."""
+    from io import BytesIO
+
+    from PIL import Image
+
+    # Coverage: the colour of one thin line counts as much as that of the paper.
+    whole = Image.open(BytesIO(png)).convert("RGB")
+    few = whole.quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=1, dither=Image.Dither.NONE)
+    few.save(path, optimize=True)
+
+
 def elsewhere(line: Any) -> Any:
     """A line that names a file of this checkout, as if it lay in another place: whose machine it is says nothing."""
     from rich.text import Text
@@ -201,11 +252,25 @@ def elsewhere(line: Any) -> Any:
     return Text(line.plain.replace(root, "/srv/shop"), style=line.style)
 
 
+ELSEWHERE = """
+const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+while (texts.nextNode())
+  for (const [from, to] of arguments[0])
+    texts.currentNode.textContent = texts.currentNode.textContent.replaceAll(from, to);
+"""
+FIRST_TRACE = """
+const named = (one) => one.querySelector("h2").textContent === arguments[0];
+return [...document.querySelectorAll("section")].find(named).querySelector("a[href*='/trace/']").href;
+"""
+FIRST_POSTMORTEM = "return document.querySelector('.lost a').href"
+
 PAGES = {"settings.md": settings_page, "metrics.md": metrics_page}
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--pictures"]:
         pictures(sys.argv[2], sys.argv[3])
+    elif sys.argv[1:2] == ["--screenshots"]:
+        screenshots(sys.argv[2])
     else:
         for name, page in PAGES.items():
             (DOCS / name).write_text(page(), encoding="utf-8")

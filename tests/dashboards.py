@@ -7,9 +7,15 @@ assert "GET /items/{id}" in page.text
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
 from html.parser import HTMLParser
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 from wsgiref.validate import validator
 
@@ -18,7 +24,10 @@ from webob import Request, Response
 from paste_agent.dashboard.access import Access
 from paste_agent.dashboard.app import Dashboard
 from paste_agent.settings import Settings
+from tests.serving import PATIENCE_S, environment
 
+PASTE_AGENT = [sys.executable, "-c", "from paste_agent.cli.main import run; run()"]
+COMMAND = [*PASTE_AGENT, "dashboard", "--no-browser", "--port", "0"]
 OPEN = Access(None, is_open=True)
 #: Every page of the navigation.
 PAGES = ("/", "/transactions", "/traces", "/errors", "/queries", "/calls", "/layers", "/workers", "/agent")
@@ -148,3 +157,42 @@ class Browser:
         assert response.status_int == status, (path, response.status, response.text[-2000:])
         assert response.content_type == "text/html"
         return sound(Page(response.text), self.prefix)
+
+
+# -- served by its command ----------------------------------------------------------------------------------------
+
+
+class Own(NamedTuple):
+    """`paste-agent dashboard` that runs."""
+
+    process: subprocess.Popen[str]
+    line: str  #: that it began with
+
+    @property
+    def url(self) -> str:
+        match = re.search(r"http://\S+", self.line)
+        assert match is not None, self.line
+        return re.sub(r"//[^/]*:([0-9]+)/", r"//127.0.0.1:\1/", match[0])
+
+    def stop(self) -> tuple[int, str]:
+        """As Ctrl-C does it: exit status, and all that it said since its first line."""
+        self.process.send_signal(signal.SIGINT)
+        assert self.process.stdout is not None
+        rest = self.process.stdout.read()
+        return self.process.wait(PATIENCE_S), rest
+
+
+@contextlib.contextmanager
+def own(directory: Path, *arguments: str) -> Iterator[Own]:
+    process = subprocess.Popen(
+        [*COMMAND, *arguments], cwd=directory, env=environment(), text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    assert process.stdout is not None
+    try:
+        yield Own(process, process.stdout.readline())
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait(PATIENCE_S)
+        process.stdout.close()

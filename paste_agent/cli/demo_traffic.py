@@ -48,6 +48,7 @@ _WORDS = (
 )
 _STRAYS = ("/favicon.ico", "/robots.txt", "/item", "/about-us")
 _TIMEOUT_S = (3.0, 30.0)  # connecting, and between two pieces of an answer
+_HANG_TIMEOUT_S = (3.0, 120.0)  # the server gives up first, or the page ends
 _GRACE_S = 10.0  # a client that a slow page held up may send the rest of its share this much later
 _MOST_FAILURES = 20  # in a row: then the server is gone
 
@@ -114,6 +115,10 @@ def _slow(_: random.Random) -> Step:
     return Step("slow page", "GET", "/report/sales", "/report/sales")
 
 
+#: Sent once, where it is asked for: the worker that gets it dies of gunicorn's `timeout`.
+_HANG = Step("page that never ends", "GET", "/report/year", "/report/year")
+
+
 def _broken(_: random.Random) -> Step:
     return Step("failing page", "GET", "/broken", "/broken")
 
@@ -159,9 +164,13 @@ class Traffic:
         rate: float,
         clients: int,
         seed: int,
+        hang: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """url: the shop's, without a slash at its end; rate: requests a second; seed: same seed, same requests."""
+        """url: the shop's, without a slash at its end; rate: requests a second; seed: same seed, same requests.
+
+        hang: ask for the page that never ends, too.
+        """
         self.url = url
         self.planned = max(1, round(seconds * rate))
         self.gave_up = False
@@ -177,6 +186,8 @@ class Traffic:
             threading.Thread(target=self._visit, args=(number, clients, seed), name=f"client-{number}", daemon=True)
             for number in range(clients)
         ]
+        self.waiting = int(hang)
+        self._hanging = [threading.Thread(target=self._hang, name="client-that-waits", daemon=True)] if hang else []
 
     def probe(self) -> None:
         """Send the first request. Raises TrafficError when it is not the demo shop that answers."""
@@ -196,7 +207,7 @@ class Traffic:
     def start(self) -> None:
         """Let the visitors in."""
         self._started_s = self._clock()
-        for thread in self._threads:
+        for thread in (*self._threads, *self._hanging):
             thread.start()
 
     def stop(self) -> None:
@@ -204,11 +215,15 @@ class Traffic:
         self._stopped.set()
 
     def join(self, timeout_s: float) -> bool:
-        """Wait up to `timeout_s` seconds for the visitors to end; true when they have."""
+        """Wait up to `timeout_s` seconds for the visitors to end; true when they have.
+
+        Once the traffic was stopped nobody waits for the page that never ends.
+        """
         until_s = self._clock() + timeout_s
-        for thread in self._threads:
+        threads = self._threads if self._stopped.is_set() else self._threads + self._hanging
+        for thread in threads:
             thread.join(max(0.0, until_s - self._clock()))
-        return not any(thread.is_alive() for thread in self._threads)
+        return not any(thread.is_alive() for thread in threads)
 
     def counts(self) -> Counter[Key]:
         """What was sent so far, and how it was answered."""
@@ -227,9 +242,13 @@ class Traffic:
                 step = next_step(dice, "basket" in session.cookies)
                 self._count(step, self._send(session, step))
 
-    def _send(self, session: requests.Session, step: Step) -> int | None:
+    def _hang(self) -> None:
+        with _session() as session:
+            self._count(_HANG, self._send(session, _HANG, _HANG_TIMEOUT_S))
+
+    def _send(self, session: requests.Session, step: Step, timeout_s: tuple[float, float] = _TIMEOUT_S) -> int | None:
         try:
-            with _open(session, step.method, self.url + step.path) as response:
+            with _open(session, step.method, self.url + step.path, timeout_s) as response:
                 _read_to_its_end(response)
                 return response.status_code
         except requests.RequestException:
@@ -251,9 +270,11 @@ def _session() -> requests.Session:
     return session
 
 
-def _open(session: requests.Session, method: str, url: str) -> requests.Response:
+def _open(
+    session: requests.Session, method: str, url: str, timeout_s: tuple[float, float] = _TIMEOUT_S
+) -> requests.Response:
     # Redirects are not followed: each would be a request that is not in the counts.
-    return session.request(method, url, timeout=_TIMEOUT_S, allow_redirects=False, stream=True)
+    return session.request(method, url, timeout=timeout_s, allow_redirects=False, stream=True)
 
 
 def _read_to_its_end(response: requests.Response) -> None:
@@ -349,8 +370,11 @@ def _split_address(address: str) -> tuple[str, str]:
 @click.option("--rate", type=click.FloatRange(0.1, 500), default=20, show_default=True, help="Requests a second.")
 @click.option("--clients", type=click.IntRange(1, 16), default=4, show_default=True, help="Visitors at once.")
 @click.option("--seed", type=int, default=None, help="The same number sends the same requests again.")
+@click.option("--hang", is_flag=True, help="Ask once for a page that never ends: gunicorn kills the worker over it.")
 @click.option("--json", "as_json", is_flag=True, help="Print the counts as JSON.")
-def command(target: str | None, seconds: int, rate: float, clients: int, seed: int | None, as_json: bool) -> None:
+def command(
+    target: str | None, seconds: int, rate: float, clients: int, seed: int | None, hang: bool, as_json: bool
+) -> None:
     """Send a minute of mixed requests to the demo shop.
 
     INI is the file that the shop was started with, production.ini by default; URL is its address on this host.
@@ -359,7 +383,7 @@ def command(target: str | None, seconds: int, rate: float, clients: int, seed: i
         seed = random.SystemRandom().randrange(1_000_000)
     shop_ini = DEFAULT_INI if target is None or "://" in target else target
     try:
-        traffic = Traffic(url_of(target), seconds=seconds, rate=rate, clients=clients, seed=seed)
+        traffic = Traffic(url_of(target), seconds=seconds, rate=rate, clients=clients, seed=seed, hang=hang)
         started_s = time.monotonic()
         traffic.probe()
     except AgentError as error:
@@ -382,7 +406,7 @@ def _run(traffic: Traffic) -> bool:
     console = Console(stderr=True)
     columns = (TextColumn("Sending"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task("", total=traffic.planned)
+        task = progress.add_task("", total=traffic.planned + traffic.waiting)
         try:
             traffic.start()
             while not traffic.join(0.2):

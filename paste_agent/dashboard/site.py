@@ -173,14 +173,18 @@ def _shut(request: Request) -> Response:
     return _plain(request, 403, "Dashboard", (body, example, command))
 
 
-def _ask(request: Request, status: int, wrong: str) -> Response:
-    """The form that takes the token."""
-    query = _without_token(request)
+def _ask(request: Request, status: int, wrong: str, wanted: str | None = None) -> Response:
+    """The form that takes the token. wanted: where it leads; None: to what was asked for now."""
+    if wanted is None:
+        query = _without_token(request)
+        wanted = f"{_path(request)}?{query}" if query else _path(request)
     field = tag("input", name="token", type="password", autocomplete="current-password", required=True)
     form = tag(
         "form",
+        # What a browser that keeps the token files it under; nobody is asked for a name.
+        tag("label", "Name ", tag("input", name="username", value="paste-agent", autocomplete="username"), hidden=True),
         tag("label", "Access token ", field),
-        tag("input", type="hidden", name="next", value=f"{_path(request)}?{query}" if query else _path(request)),
+        tag("input", type="hidden", name="next", value=wanted),
         tag("button", "Open"),
         action=f"{_prefix(request)}/login", method="post", class_="login",
     )  # fmt: skip
@@ -211,7 +215,7 @@ def _log_in(request: Request, guard: Access) -> Response:
     data = request.environ["wsgi.input"].read(int(length))
     fields = dict(parse_qsl(data.decode("utf-8", "replace"), keep_blank_values=True, errors="replace"))
     if not guard.admits_token(fields.get("token", "").strip()):
-        return _ask(request, 403, "That token is not the one of this dashboard.")
+        return _ask(request, 403, "That token is not the one of this dashboard.", fields.get("next", "/"))
     path, _, query = fields.get("next", "/").partition("?")
     # Only to a page that there is: no address of another host, no line break.
     known = path in _PAGES or any(path.startswith(beginning) for beginning in _NAMED)

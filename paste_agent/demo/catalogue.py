@@ -6,7 +6,7 @@ import contextlib
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from paste_agent.demo import goods
@@ -33,6 +33,8 @@ _RUNNING_TOTAL = """
         SELECT n + 1, (SELECT sum(quantity * price_cents) FROM order_lines WHERE order_id <= n % :orders + 1)
         FROM step WHERE n < :orders OR elapsed_s() < :slow_s)
     SELECT max(total_cents) FROM step"""
+_INSERT_LINES = "INSERT INTO order_lines (order_id, product_id, quantity, price_cents) VALUES (?, ?, ?, ?)"
+_SOLD = "SELECT coalesce(sum(quantity), 0) FROM order_lines WHERE product_id = ?"
 _BY_CATEGORY = """
     SELECT category, sum(quantity), sum(quantity * order_lines.price_cents)
     FROM order_lines JOIN products ON products.id = product_id
@@ -90,6 +92,14 @@ class Catalogue:
         with self._session() as connection:
             twice = [pattern for pattern in patterns for _ in range(2)]
             return _products(connection, f"WHERE {where} ORDER BY name LIMIT ?", *twice, most)
+
+    def sold(self, products: Sequence[Product]) -> dict[int, int]:
+        """Pieces sold of each product, by its number. The demo's other bug: a query for each, where one would do."""
+        with self._session() as connection:
+            pieces = {}
+            for product in products:  # no comprehension, which has no name in a stack
+                pieces[product.id] = connection.execute(_SOLD, (product.id,)).fetchone()[0]
+            return pieces
 
     def product(self, number: int) -> Product | None:
         """The product with that number."""
@@ -179,9 +189,15 @@ def _fill(connection: sqlite3.Connection, now_s: float) -> None:
     stock = list(goods.products())
     connection.executemany(f"INSERT INTO products ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?)", stock)
     prices = {product.number: product.price_cents for product in stock}
-    for order in goods.past_orders():
-        lines = [(number, quantity, prices[number]) for number, quantity in order.lines]
-        _insert_order(connection, int(now_s) - order.age_s, lines)
+    # One statement for all orders: the first request would repeat a query otherwise, and the agent would tell.
+    orders = list(enumerate(goods.past_orders(), start=1))
+    connection.executemany(
+        "INSERT INTO orders (id, placed_at) VALUES (?, ?)", [(id_, int(now_s) - order.age_s) for id_, order in orders]
+    )
+    connection.executemany(
+        _INSERT_LINES,
+        [(id_, number, quantity, prices[number]) for id_, order in orders for number, quantity in order.lines],
+    )
     connection.execute(f"PRAGMA user_version = {_VERSION}")
 
 
@@ -189,10 +205,7 @@ def _insert_order(connection: sqlite3.Connection, placed_at: int, lines: list[tu
     """lines: (product number, quantity, price in cents)."""
     number = connection.execute("INSERT INTO orders (placed_at) VALUES (?)", (placed_at,)).lastrowid
     assert number is not None
-    connection.executemany(
-        "INSERT INTO order_lines (order_id, product_id, quantity, price_cents) VALUES (?, ?, ?, ?)",
-        [(number, *line) for line in lines],
-    )
+    connection.executemany(_INSERT_LINES, [(number, *line) for line in lines])
     return number
 
 

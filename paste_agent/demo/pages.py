@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import quote
 
@@ -63,6 +63,7 @@ placeholder="Search the shop" aria-label="Search the shop">
 <p>A demo, made to be measured:
 <a href="{site.link("/report/sales")}">a slow page</a>,
 <a href="{site.link("/broken")}">a failing page</a>,
+<a href="{site.link("/report/year")}">one that never ends</a>,
 <a href="{site.link("/download/catalogue.csv")}">a download</a>.</p>
 </footer>
 </body>
@@ -81,14 +82,14 @@ def listing(site: Site, products: Sequence[Product], number: int, last: int) -> 
     return page(site, "All goods", f'{_cards(site, products)}\n<p class="steps">{"".join(steps)}</p>')
 
 
-def found(site: Site, products: Sequence[Product]) -> str:
-    """What a search found."""
+def found(site: Site, products: Sequence[Product], sold: Mapping[int, int]) -> str:
+    """What a search found. sold: pieces, by number of the product."""
     if not site.query:
         return page(site, "Search", "<p>What are you looking for? Try a material, such as oak.</p>")
     if not products:
         none = f"<p>Nothing here matches <strong>{html.escape(site.query)}</strong>.</p>"
         return page(site, "Nothing found", none + _button(site, "/", "See all goods"))
-    return page(site, f"Goods that match “{site.query}”", _cards(site, products))
+    return page(site, f"Goods that match “{site.query}”", _cards(site, products, sold))
 
 
 def item(site: Site, product: Product) -> str:
@@ -141,15 +142,19 @@ def problem(site: Site, title: str, text: str) -> str:
     return page(site, title, f"<p>{html.escape(text)}</p>" + _button(site, "/", "See all goods"))
 
 
-def _cards(site: Site, products: Iterable[Product]) -> str:
+def _cards(site: Site, products: Iterable[Product], sold: Mapping[int, int] | None = None) -> str:
     cards = "\n".join(
         f'<li class="{_css_class(product)}"><a href="{site.link(f"/item/{product.id}")}">'
         f'<span class="tag">{html.escape(product.category)}</span>'
         f'<span class="name">{html.escape(product.name)}</span>'
-        f'<span class="price">{money(product.price_cents)}</span></a></li>'
+        f'<span class="price">{money(product.price_cents)}</span>{_sold(product, sold)}</a></li>'
         for product in products
     )
     return f'<ul class="cards">\n{cards}\n</ul>'
+
+
+def _sold(product: Product, sold: Mapping[int, int] | None) -> str:
+    return "" if sold is None else f'<span class="quiet-text">{sold[product.id]} sold</span>'
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], foot: Sequence[str]) -> str:

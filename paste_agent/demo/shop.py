@@ -1,7 +1,7 @@
 """The demo shop, a WSGI application: `[app:shop] use = egg:paste_agent#demo`.
 
-Beside the ordinary pages of a shop it has what a monitoring agent is bought for: a slow page, a failing page,
-a streamed download, and a static file.
+Beside the ordinary pages of a shop it has what a monitoring agent is bought for: a slow page, a failing page, one
+that repeats a query, one that outlasts gunicorn's patience, a streamed download, and a static file.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ ROUTE_KEY = "paste_agent.route"
 
 _SETTINGS = {"database": os.path.join("var", "shop.sqlite"), "slow_s": "2.5"}
 _MOST_SLOW_S = 600.0
+#: Longer than gunicorn waits for a worker unless it is told to; the page ends all the same, for servers that wait on.
+_ENDLESS_S = 90.0
 _PER_PAGE = 24
 _MOST_FOUND = 48
 _LONGEST_QUERY = 100
@@ -61,6 +63,7 @@ class Shop:
             ("POST", "/basket/{id}", self._add),
             ("POST", "/checkout", self._checkout),
             ("GET", "/report/sales", self._report),
+            ("GET", "/report/year", self._year),
             ("GET", "/broken", self._broken),
             ("GET", "/download/catalogue.csv", self._download),
             ("GET", "/static/{name}", self._static_file),
@@ -106,7 +109,7 @@ class Shop:
         # Control characters are not allowed in HTML, and a NUL would end SQLite's pattern.
         query = "".join(letter if letter.isprintable() else " " for letter in text).strip()
         products = self._catalogue.search(query, _MOST_FOUND) if query else []
-        return _page(pages.found(_site(request, query), products))
+        return _page(pages.found(_site(request, query), products, self._catalogue.sold(products)))
 
     def _item(self, request: Request, text: str) -> Response:
         product = self._product(text)
@@ -140,6 +143,11 @@ class Shop:
 
     def _report(self, request: Request, _: str) -> Response:
         return _page(pages.report(_site(request), self._catalogue.sales(self._slow_s)))
+
+    def _year(self, request: Request, _: str) -> Response:
+        # The demo's worst bug: it waits for somebody who never comes.
+        time.sleep(_ENDLESS_S)
+        return self._report(request, _)
 
     def _broken(self, request: Request, _: str) -> Response:
         products = self._catalogue.page(0, _PER_PAGE)

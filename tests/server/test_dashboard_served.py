@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import re
-import signal
 import socket
 import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import requests
 
 from tests.commands import filled, ini_of
+from tests.dashboards import COMMAND, own
 from tests.serving import GUNICORN_PASTER, NO_CONTROL_SOCKET_INI, PATIENCE_S, environment, serve, wait_for
 
 TOKEN = "correct-horse-battery-staple"
-PASTE_AGENT = [sys.executable, "-c", "from paste_agent.cli.main import run; run()"]
-COMMAND = [*PASTE_AGENT, "dashboard", "--no-browser", "--port", "0"]
 SITE = f"""
 [app:dashboard]
 use = egg:paste_agent#dashboard
@@ -44,42 +37,6 @@ port = 0
 workers = 2
 {NO_CONTROL_SOCKET_INI}
 """
-
-
-class Own(NamedTuple):
-    """`paste-agent dashboard` that runs."""
-
-    process: subprocess.Popen[str]
-    line: str  #: that it began with
-
-    @property
-    def url(self) -> str:
-        match = re.search(r"http://\S+", self.line)
-        assert match is not None, self.line
-        return re.sub(r"//[^/]*:([0-9]+)/", r"//127.0.0.1:\1/", match[0])
-
-    def stop(self) -> tuple[int, str]:
-        """As Ctrl-C does it: exit status, and all that it said since its first line."""
-        self.process.send_signal(signal.SIGINT)
-        assert self.process.stdout is not None
-        rest = self.process.stdout.read()
-        return self.process.wait(PATIENCE_S), rest
-
-
-@contextlib.contextmanager
-def own(directory: Path, *arguments: str) -> Iterator[Own]:
-    process = subprocess.Popen(
-        [*COMMAND, *arguments], cwd=directory, env=environment(), text=True, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )  # fmt: skip
-    assert process.stdout is not None
-    try:
-        yield Own(process, process.stdout.readline())
-    finally:
-        if process.poll() is None:
-            process.kill()
-            process.wait(PATIENCE_S)
-        process.stdout.close()
 
 
 def test_the_command_serves_this_host_and_ends_with_ctrl_c(tmp_path: Path) -> None:

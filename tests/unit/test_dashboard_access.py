@@ -54,7 +54,10 @@ def test_the_form_opens_it_and_leads_to_the_page_that_was_asked_for(guarded: Bro
     page = guarded.get("/errors?range=6h", 403)
     assert "ValueError" not in page.text
     fields = {one.attributes.get("name"): one.attributes.get("value") for one in page.all("input")}
-    assert fields == {"token": None, "next": "/errors?range=6h"}
+    assert fields == {"token": None, "next": "/errors?range=6h", "username": "paste-agent"}
+    wrong = guarded.ask("/login", "POST", urlencode({"token": "x", "next": fields["next"]}).encode())
+    assert wrong.status_int == 403
+    assert 'value="/errors?range=6h"' in wrong.text  # the next try leads there, too
     body = urlencode({"token": TOKEN, "next": fields["next"]}).encode()
     response = guarded.ask("/login", "POST", body)
     assert (response.status_int, response.headers["Location"]) == (303, "/errors?range=6h")

@@ -224,6 +224,15 @@ def test_search_finds_what_has_every_word(visitor: Visitor) -> None:
     assert all("oak" in name.lower() for name in names)
 
 
+def test_search_tells_how_many_were_sold(visitor: Visitor, tmp_path: Path) -> None:
+    text = visitor.get("/search?q=linen").text
+    found = re.findall(r'href="/shop/item/([0-9]+)".*>([0-9]+) sold<', text)
+    assert len(found) >= 10  # as many queries: what the agent calls repeated
+    with closing(sqlite3.connect(tmp_path / "var" / "shop.sqlite")) as db:
+        sold = dict(db.execute("SELECT product_id, sum(quantity) FROM order_lines GROUP BY product_id"))
+    assert {int(number): int(pieces) for number, pieces in found} == {int(n): sold.get(int(n), 0) for n, _ in found}
+
+
 @pytest.mark.parametrize(
     "query",
     [

@@ -177,6 +177,57 @@ def test_ctrl_c_reports_what_was_sent(witness: Witness, monkeypatch: pytest.Monk
     assert 5 <= witness.seen.total() < 500
 
 
+class Hanging:
+    """An application whose page that never ends waits for `let_go`, and fails."""
+
+    def __init__(self, app: App) -> None:
+        self.app = app
+        self.let_go = threading.Event()
+
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
+        if environ["PATH_INFO"] != "/report/year":
+            return self.app(environ, start_response)
+        environ["paste_agent.route"] = "/report/year"
+        self.let_go.wait(60)
+        raise RuntimeError("killed")
+
+
+def test_the_page_that_never_ends_is_asked_for_once(tmp_path: Path) -> None:
+    shop = Hanging(main({"here": str(tmp_path)}, slow_s="0"))
+    witness = Witness(shop)
+    shop.let_go.set()
+    with served(witness) as server:
+        result = run(url(server), "--seconds", "1", "--rate", "20", "--hang", "--json")
+    assert result.exit_code == 0
+    assert counted(result.output) == witness.seen
+    assert witness.seen["GET", "/report/year", 500] == 1
+    assert witness.seen.total() == 21
+
+
+def test_ctrl_c_does_not_wait_for_the_page_that_never_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shop = Hanging(main({"here": str(tmp_path)}, slow_s="0"))
+    join, calls = Traffic.join, []
+
+    def interrupted(self: Traffic, timeout_s: float) -> bool:
+        calls.append(timeout_s)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        ended = join(self, timeout_s)
+        if len(calls) > 3:
+            assert ended
+            assert not shop.let_go.is_set()
+        return ended
+
+    monkeypatch.setattr(Traffic, "join", interrupted)
+    with served(shop) as server:
+        try:
+            result = run(url(server), "--seconds", "600", "--rate", "50", "--hang", "--json")
+        finally:
+            shop.let_go.set()
+    assert result.exit_code == 130
+    assert ("GET", "/report/year", 500) not in counted(result.output)
+
+
 def test_no_server() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
