@@ -14,7 +14,7 @@ from tests.serving import GUNICORN_PASTER, NO_CONTROL_SOCKET_INI, ROOT, run, ser
 #: One minute is for people; with this seed the second one that a test takes has every kind of request.
 TRAFFIC = [*PASTE_AGENT, "demo-traffic", "--hang", "--seconds", "1", "--rate", "60", "--seed", "152"]
 CHANGES = (
-    ("port = 8080", f"port = 0\ntimeout = 6\n{NO_CONTROL_SOCKET_INI}"),
+    ("port = 8080", f"port = 0\ntimeout = 15\n{NO_CONTROL_SOCKET_INI}"),
     ("slow_s = 2.5", "slow_s = 1"),
     ("service_name = shop", "service_name = shop\nruntime_dir = %(here)s"),
 )
@@ -91,7 +91,7 @@ def test_which_query_repeats(overview: Browser) -> None:
 
 
 def test_which_worker_died_and_of_what(overview: Browser) -> None:
-    overview.open(overview.link("killed by the arbiter: not a sign of life for 6 s"))
+    overview.open(overview.link("killed by the arbiter: not a sign of life for 15 s"))
     assert overview.find("h1").text == "Post-mortem"
     text = overview.text
     assert "the arbiter sent SIGABRT" in text

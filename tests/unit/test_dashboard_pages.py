@@ -357,7 +357,7 @@ def hostile(store: Store) -> Browser:
     return Browser(dashboard_of(store.path))
 
 
-@pytest.mark.parametrize("address", addresses(TRACE[:30] + "02"))
+@pytest.mark.parametrize("address", addresses(TRACE[:30] + "02"), ids=lambda address: address.partition("?")[0])
 def test_hostile_words_are_words(hostile: Browser, address: str) -> None:
     hostile.get(address)  # which fails for a page that they have changed
 
