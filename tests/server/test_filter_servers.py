@@ -17,7 +17,8 @@ import pytest
 
 from paste_agent.aggregate import REQUEST_DURATION
 from paste_agent.store.store import Store
-from tests.serving import GUNICORN_PASTER, NO_CONTROL_SOCKET, Served, environment, serve, wait_for
+from tests.dashboards import PASTE_AGENT
+from tests.serving import GUNICORN_PASTER, NO_CONTROL_SOCKET, Served, environment, run, serve, wait_for
 
 #: Method, route, status.
 Key = tuple["str | None", "str | None", "int | None"]
@@ -249,6 +250,8 @@ def served(here: Path, way: Way) -> Iterator[tuple[Served, Client]]:
         # A reloader's monitor may end before what it monitors.
         wait_for(lambda: not group(server.pid), "the processes of the server to end")
         assert "fault of the agent" not in server.output()
+        if way.reload:  # a reloader ends its process at once: who looks next completes the count
+            run([*PASTE_AGENT, "report", "service.ini"], cwd=here)
         expect(here, client)
 
 

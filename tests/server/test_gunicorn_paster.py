@@ -367,7 +367,7 @@ def test_hup_with_a_broken_ini_changes_nothing(here: Path, preload: tuple[str, .
             server.wait_for_output("Not reloaded, the running configuration stays: ")
             server.wait_for(lambda: line in server.output(), line)  # noqa: B023 -- called before the next turn
             assert get(server).startswith("good")
-            assert server.workers() == workers
+            server.wait_for(lambda: server.workers() == workers, "the end of whoever tried the ini out")
         path.write_text(good.replace("good", "better"))
         server.send(signal.SIGHUP)
         server.wait_for(lambda: get(server).startswith("better"), "the repaired application")
