@@ -136,9 +136,8 @@ class background_task(ContextDecorator):
             place = (KIND_ERROR, (seen.type, seen.place or None, None, "true" if seen.expected else None))
             recorder.record_span(place, end_ns, 0)
         series = recorder.series_of(KIND_BACKGROUND, fields) | (FAILED if error is not None else 0)
-        for part, spans in enumerate(inside.counts if inside is not None else ()):
-            if spans and inside is not None:
-                recorder.record_part(series, part, end_ns, inside.times[part], spans)
+        if inside is not None:
+            recorder.record_parts(series, end_ns, inside.counts, inside.times)
         number = recorder.take_number()
         if number is None:
             return

@@ -172,25 +172,34 @@ def caller() -> tuple[str, int, str] | None:
     return None
 
 
-def headers_of(span: Span) -> list[tuple[str, str]]:
-    """The headers that tell the service that this span calls whose call it is. Raises nothing; [] on a fault."""
+def parent_of(span: Span) -> tuple[str | None, list[tuple[str, str]]]:
+    """What tells the service that this span calls whose call it is. Raises nothing.
+
+    The value of `traceparent`, None: nothing is told, or another way; and other headers, names in lower case.
+    """
     transaction = span.transaction
     try:
-        identity = transaction.identify()
-        if span.span_id is None:
-            span.span_id = transaction.recorder.new_id(8)
-        headers: list[tuple[str, str]] = []
-        if "tracecontext" in transaction.recorder.propagators:
-            parent = propagation.format_traceparent(identity.trace_id, span.span_id, identity.sampled)
-            headers.append(("traceparent", parent))
-            if identity.tracestate:
-                headers.append(("tracestate", identity.tracestate))
+        recorder, identity = transaction.recorder, transaction.identify()
+        span_id = span.span_id
+        if span_id is None:
+            span_id = span.span_id = recorder.new_id(8)
+        others: list[tuple[str, str]] = []
         if identity.baggage:
-            headers.append(("baggage", identity.baggage))
-        return headers
+            others.append(("baggage", identity.baggage))
+        if "tracecontext" not in recorder.propagators:
+            return None, others
+        if identity.tracestate:
+            others.insert(0, ("tracestate", identity.tracestate))
+        return propagation.format_traceparent(identity.trace_id, span_id, identity.sampled), others
     except Exception as fault:
         transaction.recorder.on_fault("propagation", fault)
-        return []
+        return None, []
+
+
+def headers_of(span: Span) -> list[tuple[str, str]]:
+    """All headers of `parent_of`, in order."""
+    parent, others = parent_of(span)
+    return others if parent is None else [("traceparent", parent), *others]
 
 
 def timed(category: int, name: str, call: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:

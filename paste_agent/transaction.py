@@ -348,12 +348,9 @@ class Transaction:
         recorder, inside, layers = self.recorder, self.inside, self.layers
         try:
             if layers is not None:
-                recorder.record_part(series, LAYERS, end_ns, sum([own_ns for _, own_ns in layers]), len(layers))
+                recorder.record_parts(series, end_ns, (len(layers),), (sum([own_ns for _, own_ns in layers]),), LAYERS)
             if inside is not None:
-                times, record_part = inside.times, recorder.record_part
-                for part, spans in enumerate(inside.counts):
-                    if spans:
-                        record_part(series, part, end_ns, times[part], spans)
+                recorder.record_parts(series, end_ns, inside.counts, inside.times)
             if series >= FAILED or (inside is not None and inside.errors is not None):
                 self._leave_errors(series, end_ns)
         except Exception as fault:
@@ -378,16 +375,19 @@ class Transaction:
             inside = self.inside = Inside()
         identity = inside.identity
         if identity is None:
-            environ = self.environ or {}
-            parent = self._parent(environ)
+            environ, recorder = self.environ or {}, self.recorder
+            header, baggage = environ.get("HTTP_TRACEPARENT"), environ.get("HTTP_BAGGAGE")
+            parent = propagation.parse_traceparent(header) if header.__class__ is str else None
             sampled = parent is not None and parent.sampled
-            if not sampled and self.recorder.sampler.choose(self.number):
+            # Most are told by their number that chance passes them over.
+            if not sampled and self.number >= recorder.sampler.next_random and recorder.sampler.choose(self.number):
                 inside.why |= layout.KEPT_RANDOM
                 inside.remarkable = sampled = True
-            baggage = environ.get("HTTP_BAGGAGE") if "baggage" in self.recorder.propagators else None
-            identity = inside.identity = self._identity(
-                environ, parent, sampled, propagation.parse_baggage(baggage) if baggage.__class__ is str else ""
-            )
+            if baggage.__class__ is str and "baggage" in recorder.propagators:
+                passed_on = propagation.parse_baggage(baggage)
+            else:
+                passed_on = ""
+            identity = inside.identity = self._identity(environ, parent, sampled, passed_on)
         return identity
 
     @staticmethod

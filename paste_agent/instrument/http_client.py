@@ -20,22 +20,25 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from paste_agent import lifecycle
-from paste_agent.inside import CALL
+from paste_agent.inside import CALL, Attributes
 from paste_agent.instrument.wrapping import wrap
 from paste_agent.raised import type_name
 from paste_agent.recorder.layout import KIND_CALL
 from paste_agent.recorder.writer import Key, SpanKey
-from paste_agent.spans import Span, begin, end, headers_of
+from paste_agent.spans import Span, begin, end, parent_of
 from paste_agent.transaction import Within, current
 
 #: Of a connection: method, URL and beginning of the request that is put together; a reference to one under way.
 _ASKED = "_paste_agent_asked"
 _CALL = "_paste_agent_call"
-#: Of a connection that urllib3's pool has a request for: its span, method and target, until there is an answer. An
-#: attribute of the class, None: an attribute of each connection that has one.
+#: Of a connection that urllib3's pool has a request for: its span and what is known of it, until there is an answer.
+#: An attribute of the class, None: an attribute of each connection that has one.
 _POOLED = "_paste_agent_pooled"
-#: Of a pool: where it leads.
+#: Of a pool: where it leads, and what is known of its requests by method and URL.
 _BASE = "_paste_agent_base"
+_KNOWN = "_paste_agent_known"
+#: How many requests of a pool are remembered, of which length, and how many answers of each.
+_MOST_KNOWN, _LONGEST_KNOWN, _MOST_ANSWERS = 64, 512, 16
 #: In the environ of a transaction: its calls that are under way.
 _CALLS = "paste_agent.calls"
 _MOST_CALLS = 64
@@ -71,17 +74,26 @@ def end_call(
 
     status: None: no answer. failed: error.type of what was raised. version: of the protocol, 11 for 1.1; None: unknown.
     """
+    end(span, *_ended(method, target, status, failed, version))
+
+
+#: Of a request that is over, as `spans.end` takes it: name, key, error.type and attributes.
+_Ended = tuple[str, SpanKey | Key | None, str | None, Attributes]
+
+
+def _ended(method: str, target: Target, status: int | None, failed: str | None, version: int | None) -> _Ended:
     address, port, url = target
     if failed is None and status is not None and status >= 400:
         failed = str(status)
     called = method, address, port, status, failed
+    key: SpanKey | Key | None = None
+    name = "HTTP"
     try:
         key = _keys.get(called) or _key_of(called)
+        name = method if method in _METHODS else name
     except Exception as fault:  # a method, or an address, that cannot be hashed
         lifecycle.on_fault("a call", fault)
-        key = None
-    told = _attributes_of, method, address, port, url, status, version
-    end(span, method if method in _METHODS else "HTTP", key, failed, told)
+    return name, key, failed, (_attributes_of, method, address, port, url, status, version)
 
 
 def _key_of(called: tuple[Any, ...]) -> SpanKey | Key:
@@ -251,16 +263,18 @@ def _tell(connection: Any, span: Span | None) -> None:
     if span is None:
         return
     try:
-        # Each line of the head begins after a line feed here.
         lines = getattr(connection, "_buffer", ())
-        given = b"\n" + b"\n".join(lines).lower()
+        given = b"\n".join(lines).lower()  # the first line is none of the headers
         if b"\ntraceparent:" in given:
             return
-        for name, value in headers_of(span):
-            if name == "traceparent" and lines.__class__ is list:
-                # What `putheader` would check is known of it.
-                lines.append(b"traceparent: " + value.encode())
-            elif f"\n{name}:".encode() not in given:
+        parent, others = parent_of(span)
+        if parent is not None:
+            if lines.__class__ is list:  # what `putheader` would check is known of it
+                lines.append(b"traceparent: " + parent.encode())
+            else:
+                connection.putheader("traceparent", parent)
+        for name, value in others:
+            if f"\n{name}:".encode() not in given:
                 connection.putheader(name, value)
     except Exception as fault:
         lifecycle.on_fault("propagation", fault)
@@ -481,15 +495,36 @@ def _connect_ahead(original: Callable[..., Any], self: Any) -> Any:
     return result
 
 
+class _Known:
+    """What the requests of a pool with one method and one URL have in common."""
+
+    __slots__ = ("answers", "method", "target", "text")
+
+    def __init__(self, method: str, target: Target) -> None:
+        self.method = method
+        self.target = target
+        self.text = text_of(method, target)  #: for the black box
+        self.answers: dict[tuple[object, object], _Ended] = {}  #: by status and version
+
+
+_Pooled = tuple[Span, _Known]
+
+
 def _asking(original: Callable[..., Any]) -> Callable[..., Any]:
     """Of urllib3's pool: until the headers of the answer are there all is the call, what yields its body too."""
 
     def _make_request(self: Any, conn: Any, method: str, url: str, *args: Any, **kwargs: Any) -> Any:
-        if _get() is None or _is_own(conn):
+        if _get() is None:
             return original(self, conn, method, url, *args, **kwargs)
-        pooled = _begin_pooled(self, conn, method, url)
-        if pooled is None:
+        try:
+            known = self.__dict__[_KNOWN][method, url]
+        except Exception:
+            known = _known_of(self, conn, method, url)
+        # A connection that has one already: nobody has said that it is over.
+        span = begin(CALL, known.text) if known is not None and conn._paste_agent_pooled is None else None
+        if span is None:
             return original(self, conn, method, url, *args, **kwargs)
+        pooled = conn._paste_agent_pooled = span, known
         try:
             result = original(self, conn, method, url, *args, **kwargs)
         except BaseException as error:
@@ -503,20 +538,19 @@ def _asking(original: Callable[..., Any]) -> Callable[..., Any]:
     return _make_request
 
 
-_Pooled = tuple[Span, str, Target]
-
-
-def _begin_pooled(pool: Any, connection: Any, method: str, url: str) -> _Pooled | None:
+def _known_of(pool: Any, connection: Any, method: str, url: str) -> _Known | None:
+    """None for the agent's own, and for what is of somebody else's making."""
     try:
-        target = _target_in(pool, connection, url)
-        if connection._paste_agent_pooled is not None:  # nobody has said that it is over
+        if _is_own(connection) or connection._paste_agent_pooled is not None:
             return None
-        span = begin(CALL, text_of(method, target))
-        if span is None:
-            return None
-        pooled = connection._paste_agent_pooled = span, method, target
-        return pooled
-    except Exception as fault:  # a connection of somebody else's making
+        found = _Known(method, _target_in(pool, connection, url))
+        if len(url) <= _LONGEST_KNOWN and "?" not in url:  # a query is nobody else's business
+            all_known = pool.__dict__.setdefault(_KNOWN, {})
+            if len(all_known) >= _MOST_KNOWN:
+                all_known.clear()
+            all_known[method, url] = found
+        return found
+    except Exception as fault:
         lifecycle.on_fault("a call", fault)
         return None
 
@@ -524,10 +558,23 @@ def _begin_pooled(pool: Any, connection: Any, method: str, url: str) -> _Pooled 
 def _end_pooled(connection: Any, pooled: _Pooled, response: Any, failed: str | None) -> None:
     """The headers of the answer are there, or none will be. Raises nothing."""
     connection._paste_agent_pooled = None
-    span, method, target = pooled
+    span, known = pooled
+    try:
+        ended = known.answers[response.status, response.version]
+    except Exception:
+        ended = _ended_of(known, response, failed)
+    end(span, *ended)
+
+
+def _ended_of(known: _Known, response: Any, failed: str | None) -> _Ended:
+    """What the end of such a request is, remembered where there was an answer."""
+    status: int | None = None
+    version: int | None = None
     try:
         status, version = _answered(response)
     except Exception as fault:
         lifecycle.on_fault("a call", fault)
-        status = version = None
-    end_call(span, method, target, status, failed, version)
+    ended = _ended(known.method, known.target, status, failed, version)
+    if failed is None and status is not None and len(known.answers) < _MOST_ANSWERS:
+        known.answers[status, version] = ended
+    return ended

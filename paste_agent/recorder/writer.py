@@ -313,29 +313,34 @@ class Recorder:
                 number + 1,
             )
 
-    def record_part(self, series: int, part: int, end_ns: int, time_ns: int, spans: int) -> None:
-        """Leave the record of what a transaction has spent on one kind of thing.
+    def record_parts(
+        self, series: int, end_ns: int, spans: Sequence[int], times_ns: Sequence[int], first: int = 0
+    ) -> None:
+        """Leave the records of what a transaction has spent its time on, one for each kind of thing that there was.
 
-        series: of the transaction. part: index into inside.PARTS. end_ns: of the transaction: the drain waits for a
-        record that ends later than now. spans: how many it sums up.
+        series: of the transaction. end_ns: of the transaction: the drain waits for a record that ends later than now.
+        spans, times_ns: how many there were of each of inside.PARTS from `first` on, and how long they took.
         """
-        number = self._part_series.get((series & ~FAILED) << 4 | part)
-        if number is None:
-            number = self._intern_part(series, part)
-        if self.last < self.span_limit or self._has_room_for_spans():
-            taken = self.last = self.next()
-            if time_ns > end_ns:
-                time_ns = end_ns
-            _pack_record(
-                self.buffer,
-                self.ring_at + RECORD_BODY_AT + taken % self.records * RECORD_SIZE,
-                number,
-                0,
-                spans,
-                end_ns - time_ns,
-                time_ns,
-                taken + 1,
-            )
+        for part, (many, time_ns) in enumerate(zip(spans, times_ns, strict=True), first):
+            if not many:
+                continue
+            number = self._part_series.get((series & ~FAILED) << 4 | part)
+            if number is None:
+                number = self._intern_part(series, part)
+            if self.last < self.span_limit or self._has_room_for_spans():
+                taken = self.last = self.next()
+                if time_ns > end_ns:
+                    time_ns = end_ns
+                _pack_record(
+                    self.buffer,
+                    self.ring_at + RECORD_BODY_AT + taken % self.records * RECORD_SIZE,
+                    number,
+                    0,
+                    many,
+                    end_ns - time_ns,
+                    time_ns,
+                    taken + 1,
+                )
 
     def _intern_part(self, series: int, part: int) -> int:
         kind, fields = self.fields_of(series)

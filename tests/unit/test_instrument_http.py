@@ -265,6 +265,27 @@ def test_a_connection_that_is_used_again_is_a_span_each_time(recorder: Recorder,
     assert len({one for (one,) in peer.headers("traceparent")}) == 4
 
 
+def test_what_is_remembered_of_a_pool_is_bounded_and_keeps_no_query(
+    recorder: Recorder, installed: None, peer: Peer
+) -> None:
+    pool = urllib3.connectionpool.HTTPConnectionPool(peer.host.partition(":")[0], peer.port)
+    paths = [*(f"/{number}" for number in range(100)), "/status/404", "/1", "/1?key=s3cret", "/status/404", "/1"]
+
+    def run() -> None:
+        for path in paths:
+            pool.request("GET", path, retries=False)
+
+    found = spans_within(recorder, run)
+    pool.close()
+    told = [span.attributes or {} for span in found]
+    assert [one["url.full"] for one in told] == [f"http://{peer.host}{path.partition('?')[0]}" for path in paths]
+    assert [one["http.response.status_code"] for one in told] == [404 if "404" in path else 200 for path in paths]
+    assert [span.failed for span in found] == ["404" if "404" in path else None for path in paths]
+    remembered = vars(pool)[http_client._KNOWN]
+    assert 0 < len(remembered) <= http_client._MOST_KNOWN
+    assert not [url for _, url in remembered if "s3cret" in url]
+
+
 def test_a_span_around_is_its_parent_and_what_a_body_does_is_inside(
     recorder: Recorder, installed: None, peer: Peer
 ) -> None:
