@@ -137,7 +137,7 @@ class background_task(ContextDecorator):
             recorder.record_span(place, end_ns, 0)
         series = recorder.series_of(KIND_BACKGROUND, fields) | (FAILED if error is not None else 0)
         if inside is not None:
-            recorder.record_parts(series, end_ns, inside.counts, inside.times)
+            recorder.record_parts(series, end_ns, inside.parts)
         number = recorder.take_number()
         if number is None:
             return

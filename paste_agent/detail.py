@@ -104,7 +104,7 @@ def _add_inside(
     )
     if findings:
         detail["findings"] = findings
-    parts = {PARTS[part]: inside.times[part] for part, count in enumerate(inside.counts) if count}
+    parts = {PARTS[part]: time_ns for part, (_, time_ns) in sorted(inside.parts.items())}
     if parts:
         detail["parts"] = parts
     if inside.errors:

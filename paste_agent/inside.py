@@ -88,25 +88,23 @@ class Inside:
 
     __slots__ = (
         "attributes",
-        "counts",
         "errors",
         "finished",
         "identity",
         "ignored",
         "name",
         "notable",
+        "parts",
         "queries",
         "raised",
         "remarkable",
         "task",
-        "times",
         "why",
     )
 
     def __init__(self) -> None:
         self.finished: list[tuple[Any, ...]] = []  #: as FinishedSpan has them
-        self.times = [0] * len(PARTS)  #: ns, by part
-        self.counts = [0] * len(PARTS)
+        self.parts: dict[int, list[int]] = {}  #: of those in PARTS that there were: how many spans, and their time, ns
         self.queries: dict[bytes, int] = {}  #: how often each statement was executed
         self.notable = False  #: one of them is slow, or repeats
         self.remarkable = False  #: kept because of what is inside, if its bucket allows
@@ -118,6 +116,12 @@ class Inside:
         self.attributes: dict[str, AttributeValue] | None = None
         self.errors: list[SeenError] | None = None
         self.raised: Raised | None = None
+
+    def spend(self, part: int, time_ns: int) -> None:
+        """Add a time that was spent on one of PARTS."""
+        spent = self.parts.setdefault(part, [0, 0])
+        spent[0] += 1
+        spent[1] += time_ns
 
     def note(self, error: BaseException, expected: bool, take_failed: Callable[[], bool]) -> None:
         """Note an error, once however often it is noted: a layer may handle it, note it, and raise it again.

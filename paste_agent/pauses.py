@@ -54,8 +54,7 @@ def _on_collection(phase: str, info: Mapping[str, int]) -> None:
         inside = transaction.inside
         if inside is None:
             inside = transaction.inside = Inside()
-        inside.times[GC] += now_ns - started_ns
-        inside.counts[GC] += 1
+        inside.spend(GC, now_ns - started_ns)
     except Exception:  # a pause is not worth more words
         pass
 
@@ -82,5 +81,4 @@ class CpuClock:
             return self.application(environ, start_response)
         finally:
             # Not added: of two clocks in one pipeline the outer one has it all, and the last word.
-            inside.times[CPU] = thread_time_ns() - begin_ns
-            inside.counts[CPU] = 1
+            inside.parts[CPU] = [1, thread_time_ns() - begin_ns]

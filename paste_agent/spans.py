@@ -139,8 +139,11 @@ def end(
             # Threads of one transaction may have had spans inside of this one at the same time.
             own_ns = duration_ns - span.children_ns if duration_ns > span.children_ns else 0
         if category < _own_parts:
-            inside.times[category] += own_ns
-            inside.counts[category] += 1
+            part = inside.parts.get(category)  # `Inside.spend`, without the call
+            if part is None:
+                part = inside.parts.setdefault(category, [0, 0])
+            part[0] += 1
+            part[1] += own_ns
         if category == DATABASE:
             queries, text, sampler = inside.queries, span.text, recorder.sampler
             times = queries.get(text, 0) + 1

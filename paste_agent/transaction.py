@@ -185,7 +185,11 @@ class Transaction:
             inside = self.inside
             if inside is not None and "paste_agent.calls" in environ:
                 environ["paste_agent.calls"].clear()  # those that nobody has ended end with it
-            if series >= FAILED or inside is not None or self.layers is not None:
+            if (
+                self.layers is not None
+                or series >= FAILED
+                or (inside is not None and (inside.parts or inside.errors is not None))
+            ):
                 self._leave_inside(series, end_ns)
             # A number that is taken and not written is a hole that the drain waits at.
             if series >= 0 and (recorder.last < recorder.limit or recorder.has_room()):
@@ -348,9 +352,9 @@ class Transaction:
         recorder, inside, layers = self.recorder, self.inside, self.layers
         try:
             if layers is not None:
-                recorder.record_parts(series, end_ns, (len(layers),), (sum([own_ns for _, own_ns in layers]),), LAYERS)
-            if inside is not None:
-                recorder.record_parts(series, end_ns, inside.counts, inside.times)
+                recorder.record_parts(series, end_ns, {LAYERS: (len(layers), sum([own_ns for _, own_ns in layers]))})
+            if inside is not None and inside.parts:
+                recorder.record_parts(series, end_ns, inside.parts)
             if series >= FAILED or (inside is not None and inside.errors is not None):
                 self._leave_errors(series, end_ns)
         except Exception as fault:

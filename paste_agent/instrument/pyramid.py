@@ -86,6 +86,7 @@ def _route_of(request: Any) -> str | None:
     return _slashed(f"{pattern or '*traverse'}/{traversed}" if traversed else pattern or "*traverse")
 
 
+@functools.lru_cache(maxsize=1024)
 def _slashed(pattern: str) -> str:
     pattern = without_expressions(pattern)
     return (pattern if pattern.startswith("/") else f"/{pattern}")[:MAX_ROUTE_LENGTH]

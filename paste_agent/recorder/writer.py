@@ -8,7 +8,7 @@ import struct
 import time
 from _thread import get_ident
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import count
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -313,17 +313,13 @@ class Recorder:
                 number + 1,
             )
 
-    def record_parts(
-        self, series: int, end_ns: int, spans: Sequence[int], times_ns: Sequence[int], first: int = 0
-    ) -> None:
+    def record_parts(self, series: int, end_ns: int, parts: Mapping[int, Sequence[int]]) -> None:
         """Leave the records of what a transaction has spent its time on, one for each kind of thing that there was.
 
         series: of the transaction. end_ns: of the transaction: the drain waits for a record that ends later than now.
-        spans, times_ns: how many there were of each of inside.PARTS from `first` on, and how long they took.
+        parts: by index into inside.PARTS, how many spans there were, and how long they took, ns.
         """
-        for part, (many, time_ns) in enumerate(zip(spans, times_ns, strict=True), first):
-            if not many:
-                continue
+        for part, (many, time_ns) in list(parts.items()):  # a thread of it may go on
             number = self._part_series.get((series & ~FAILED) << 4 | part)
             if number is None:
                 number = self._intern_part(series, part)

@@ -132,8 +132,7 @@ def test_attributes_of_any_making_are_bounded_and_can_be_sent() -> None:
 
 def test_a_row_tells_what_took_the_time() -> None:
     inside = inside_of(finished(1))
-    inside.times[DATABASE], inside.counts[DATABASE] = 7 * MS, 3
-    inside.times[GC], inside.counts[GC] = 2 * MS, 1
+    inside.parts = {GC: [1, 2 * MS], DATABASE: [3, 7 * MS]}
     inside.errors = [SeenError("KeyError", "shop.stock.reserve", True)]
     layers = [("app", 5 * MS), ("gzip", MS // 2)]
     found = detail_of(kept(inside, layers=layers, probability=0.25))

@@ -230,8 +230,8 @@ def test_what_threads_do_at_once_takes_nothing_from_the_span_around_them(recorde
         assert begun is not None
         in_threads(work, work, work)
         end(begun, "page.mako")
-        assert inside_of().times[TEMPLATE] == 0
-        assert inside_of().times[DATABASE] > 60_000_000
+        assert inside_of().parts[TEMPLATE] == [1, 0]
+        assert inside_of().parts[DATABASE][1] > 60_000_000
 
     found = {one.name: one for one in spans_within(recorder, run)}
     assert found["page.mako"].own_ns == 0
@@ -260,9 +260,9 @@ def test_a_span_that_ends_after_its_transaction_is_counted_and_belongs_to_none(
 
     serve(recorder, meanwhile=run)
     late, inside = made
-    before = list(inside.finished), list(inside.times), list(inside.counts)
+    before = list(inside.finished), {part: list(spent) for part, spent in inside.parts.items()}
     end(late, "SELECT late", KEY)
-    assert (inside.finished, inside.times, inside.counts) == before
+    assert (inside.finished, inside.parts) == before
     assert current.get() is None  # nor is this thread in anything that has ended
     die(recorder)
     with leading(tmp_path) as lead:
