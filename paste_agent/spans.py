@@ -139,9 +139,7 @@ def end(
             # Threads of one transaction may have had spans inside of this one at the same time.
             own_ns = duration_ns - span.children_ns if duration_ns > span.children_ns else 0
         if category < _own_parts:
-            part = inside.parts.get(category)  # `Inside.spend`, without the call
-            if part is None:
-                part = inside.parts.setdefault(category, [0, 0])
+            part = inside.parts.get(category) or inside.parts.setdefault(category, [0, 0])  # as `Inside.spend`
             part[0] += 1
             part[1] += own_ns
         if category == DATABASE:
