@@ -187,36 +187,43 @@ def wrapped_by(subject, port, directory):
     return new_relic(port, directory)
 
 
-def child(subject, port):
-    """Answer lines on standard input, each with how many pages to serve, with the CPU time of one, ns."""
+def on_one_core():
+    """Have this process, and what any service has loaded, where all subjects are."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     for module in ("logging", "socket", "threading", "json", "paste.deploy", "urllib.request", "ssl", "email"):
         importlib.import_module(module)
-    with tempfile.TemporaryDirectory(dir=overhead.MEMORY, ignore_cleanup_errors=True) as directory:
-        wrapped = wrapped_by(subject, port, directory)
-        environ = overhead.environ_of(False)
-        print("ready", flush=True)
-        for line in sys.stdin:
-            print(overhead.cpu_ns_of(wrapped, environ, int(line)), flush=True)
-        if "paste_agent" in sys.modules:
-            from paste_agent import lifecycle
 
-            lifecycle.finish([])  # before the directory goes
+
+def answer(wrapped, environ):
+    """Answer lines on standard input, each with how many requests to serve, with the CPU time of one, ns."""
+    print("ready", flush=True)
+    for line in sys.stdin:
+        print(overhead.cpu_ns_of(wrapped, environ, int(line)), flush=True)
+    if "paste_agent" in sys.modules:
+        from paste_agent import lifecycle
+
+        lifecycle.finish([])  # before the directory goes
+
+
+def child(subject, port):
+    on_one_core()
+    with tempfile.TemporaryDirectory(dir=overhead.MEMORY, ignore_cleanup_errors=True) as directory:
+        answer(wrapped_by(subject, port, directory), overhead.environ_of(False))
 
 
 class Subject:
     """A child process, asked in turns."""
 
-    def __init__(self, name, port):
-        command = [sys.executable, __file__, "--child", name, "--port", str(port)]
+    def __init__(self, script, name, argument):
+        command = [sys.executable, script, "--child", name, str(argument)]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=ENVIRON)
         self.times_ns = []
         while self.process.stdout.readline() != "ready\n":  # New Relic has more to say
             assert self.process.poll() is None, f"{name} does not start"
 
-    def serve(self, pages):
-        self.process.stdin.write(f"{pages}\n")
+    def serve(self, requests):
+        self.process.stdin.write(f"{requests}\n")
         self.process.stdin.flush()
         self.times_ns.append(float(self.process.stdout.readline()))
 
@@ -225,51 +232,56 @@ class Subject:
         self.process.wait(30)
 
 
+def in_turns(subjects, rounds, requests, warm_up):
+    """Median CPU time of a request by subject, ns. Ends the subjects."""
+    try:
+        for subject in subjects.values():
+            for _ in range(warm_up // requests):
+                subject.serve(requests)
+            subject.times_ns.clear()
+        for _ in range(rounds):
+            for subject in subjects.values():
+                subject.serve(requests)
+    finally:
+        for subject in subjects.values():
+            subject.close()
+    return {name: statistics.median(subject.times_ns) for name, subject in subjects.items()}
+
+
 def measure(names, starts, rounds, pages):
     """CPU time of a page by subject, ns: a figure a start."""
     figures = {name: [] for name in names}
     for _ in range(starts):
-        for name, page_ns in measure_once(names, rounds, pages).items():
-            figures[name].append(page_ns)
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Other)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            subjects = {name: Subject(__file__, name, server.server_address[1]) for name in names}
+            for name, page_ns in in_turns(subjects, rounds, pages, WARM_UP).items():
+                figures[name].append(page_ns)
+        finally:
+            server.shutdown()
+            server.server_close()
     return figures
 
 
-def measure_once(names, rounds, pages):
-    """Median CPU time of a page by subject, ns."""
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Other)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    subjects = {}
-    try:
-        for name in names:
-            subjects[name] = Subject(name, server.server_address[1])
-        for subject in subjects.values():
-            for _ in range(WARM_UP // pages):
-                subject.serve(pages)
-            subject.times_ns.clear()
-        for _ in range(rounds):
-            for subject in subjects.values():
-                subject.serve(pages)
-    finally:
-        for subject in subjects.values():
-            subject.close()
-        server.shutdown()
-        server.server_close()
-    return {name: statistics.median(subject.times_ns) for name, subject in subjects.items()}
-
-
-def table(figures):
+def compared(figures):
+    """By subject: time of the bare one, what is added to it, µs, and that as a multiple of the floor's."""
     # Compared within each start: what slows one subject down slows its neighbours.
     added_us = {
         name: statistics.median((ns - bare) / 1000 for ns, bare in zip(all_ns, figures["bare"], strict=True))
         for name, all_ns in figures.items()
     }
     bare_us = statistics.median(figures["bare"]) / 1000
+    return {name: (bare_us, added, added / added_us["floor"]) for name, added in added_us.items()}
+
+
+def table(figures):
     print("| subject | CPU of a page, µs | of the bare page | added, µs | for each of 5 spans, µs | of the floor |")
     print("| --- | ---: | ---: | ---: | ---: | ---: |")
-    for name, added in added_us.items():
+    for name, (bare_us, added, floors) in compared(figures).items():
         print(
             f"| {name} | {bare_us + added:.0f} | {1 + added / bare_us:.2f} | {added:.0f} | {added / SPANS:.1f} "
-            f"| {added / added_us['floor']:.1f} |"
+            f"| {floors:.1f} |"
         )
 
 
@@ -280,11 +292,10 @@ def main():
     parser.add_argument("--pages", type=int, default=50)
     parser.add_argument("--only", nargs="+", choices=SUBJECTS, help="bare and floor are always measured")
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--child", help=argparse.SUPPRESS)
-    parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        child(options.child, options.port)
+        child(options.child[0], int(options.child[1]))
         return
     names = [name for name in SUBJECTS if name in ("bare", "floor") or not options.only or name in options.only]
     missing = [name for name in names if not overhead.installed(SUBJECTS[name])]

@@ -516,15 +516,19 @@ def _asking(original: Callable[..., Any]) -> Callable[..., Any]:
     def _make_request(self: Any, conn: Any, method: str, url: str, *args: Any, **kwargs: Any) -> Any:
         if _get() is None:
             return original(self, conn, method, url, *args, **kwargs)
+        pooled: _Pooled | None = None
         try:
-            known = self.__dict__[_KNOWN][method, url]
-        except Exception:
-            known = _known_of(self, conn, method, url)
-        # A connection that has one already: nobody has said that it is over.
-        span = begin(CALL, known.text) if known is not None and conn._paste_agent_pooled is None else None
-        if span is None:
+            known = self.__dict__.get(_KNOWN, _NONE).get((method, url)) or _known_of(self, conn, method, url)
+            # A connection that has one already: nobody has said that it is over.
+            if known is not None and conn._paste_agent_pooled is None:
+                conn._paste_agent_pooled = None  # one that takes no attributes says so before anything has begun
+                span = begin(CALL, known.text)
+                if span is not None:
+                    pooled = conn._paste_agent_pooled = span, known
+        except Exception as fault:  # of somebody else's making
+            lifecycle.on_fault("a call", fault)
+        if pooled is None:
             return original(self, conn, method, url, *args, **kwargs)
-        pooled = conn._paste_agent_pooled = span, known
         try:
             result = original(self, conn, method, url, *args, **kwargs)
         except BaseException as error:
@@ -538,21 +542,20 @@ def _asking(original: Callable[..., Any]) -> Callable[..., Any]:
     return _make_request
 
 
+_NONE: dict[tuple[str, str], _Known] = {}
+
+
 def _known_of(pool: Any, connection: Any, method: str, url: str) -> _Known | None:
-    """None for the agent's own, and for what is of somebody else's making."""
-    try:
-        if _is_own(connection) or connection._paste_agent_pooled is not None:
-            return None
-        found = _Known(method, _target_in(pool, connection, url))
-        if len(url) <= _LONGEST_KNOWN and "?" not in url:  # a query is nobody else's business
-            all_known = pool.__dict__.setdefault(_KNOWN, {})
-            if len(all_known) >= _MOST_KNOWN:
-                all_known.clear()
-            all_known[method, url] = found
-        return found
-    except Exception as fault:
-        lifecycle.on_fault("a call", fault)
+    """None for the agent's own. May raise what objects of somebody else's making raise."""
+    if _is_own(connection):
         return None
+    found = _Known(method, _target_in(pool, connection, url))
+    if len(url) <= _LONGEST_KNOWN and "?" not in url:  # a query is nobody else's business
+        known = pool.__dict__.setdefault(_KNOWN, {})
+        if len(known) >= _MOST_KNOWN:
+            known.clear()
+        known[method, url] = found
+    return found
 
 
 def _end_pooled(connection: Any, pooled: _Pooled, response: Any, failed: str | None) -> None:

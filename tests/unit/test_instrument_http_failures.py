@@ -19,6 +19,7 @@ import requests
 import urllib3
 import urllib3.connectionpool
 
+from paste_agent import lifecycle
 from paste_agent import span as public_span
 from paste_agent.inside import CALL
 from paste_agent.recorder.writer import Recorder
@@ -310,3 +311,31 @@ def test_a_body_that_raises_ends_it(recorder: Recorder, installed: None, peer: P
 
     (span,) = spans_within(recorder, run)
     assert seen(span) == (CALL, "POST", "LookupError")
+
+
+def test_a_connection_that_takes_no_attributes_fails_in_its_own_way(
+    recorder: Recorder, installed: None, peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faults: list[str] = []
+    monkeypatch.setattr(lifecycle, "on_fault", lambda where, fault: faults.append(where))
+
+    class Odd:
+        __slots__ = ()
+        proxy = None
+
+    pool = urllib3.connectionpool.HTTPConnectionPool(peer.host.partition(":")[0], peer.port)
+    within: list[object] = []
+
+    def run() -> None:
+        for known in (False, True):
+            if known:
+                pool.request("GET", "/1")
+            with pytest.raises(AttributeError) as caught:
+                pool._make_request(Odd(), "GET", "/1")
+            assert "paste_agent" not in str(caught.value)
+            within.append(current.get())
+
+    assert [seen(span) for span in spans_within(recorder, run)] == [(CALL, "GET", None)]
+    assert all(isinstance(one, Transaction) for one in within)
+    assert faults == ["a call"] * 2
+    pool.close()
