@@ -29,6 +29,8 @@ _MAX_KEY = 128
 _MAX_VALUE = 1024
 _MAX_STEPS = 60
 _own_parts = len(PARTS)
+#: What a thread was in before, how it comes back, and since when, of the monotonic clock.
+Entered = tuple[Within | None, Token[Within | None], int]
 _pack_span = layout.SPAN.pack_into
 _get, _set, _reset = current.get, current.set, current.reset
 
@@ -104,18 +106,21 @@ def end(
     key: SpanKey | Key | None = None,
     failed: str | None = None,
     attributes: Attributes | None = None,
+    entered: bool = True,
 ) -> None:
     """The span has ended. Raises nothing.
 
     name: of the span, of low cardinality. key: kind and fields that it is counted under; None: it is not.
-    failed: `error.type`. attributes: of the span in a kept trace; not changed afterwards.
+    failed: `error.type`. attributes: of the span in a kept trace; not changed afterwards. entered: False of one that
+    was told to `step_aside`: the thread does not leave it by this.
     """
     end_ns = perf_counter_ns()
     transaction = span.transaction
     recorder = transaction.recorder
     try:
         try:
-            if _get() is span:  # else its transaction has ended before it, or it ends before one inside of it
+            # Else its transaction has ended before it, or it ends before one inside of it.
+            if entered and _get() is span:
                 _reset(span.token)
         except ValueError:  # it ends in another context than it began in
             pass
@@ -126,11 +131,12 @@ def end(
         inside = transaction.inside
         if transaction.environ is None or inside is None:
             return
-        around, slot, category = span.around, transaction.slot, span.category
+        around, slot, category = span.around, transaction.slot if entered else 0, span.category
         parent, code = 0, None
         if around.__class__ is Span:
-            around.children_ns += duration_ns
             parent = around.number
+            if entered:
+                around.children_ns += duration_ns
             if slot:
                 _pack_span(recorder.buffer, slot + SPAN_AT, transaction.number, around.text)
         elif slot:
@@ -157,6 +163,52 @@ def end(
             inside.finished.append(done)
     except Exception as fault:
         recorder.on_fault("end of a span", fault)
+
+
+def step_aside(span: Span) -> None:
+    """The thread is not in a span that it has just begun, which goes on until somebody ends it. May raise."""
+    _reset(span.token)
+    _tell(span.transaction)
+
+
+def enter(span: Span) -> Entered | None:
+    """The thread is in a span again that was told to `step_aside`; for `leave`. None, and nothing happens, where it
+    works for another transaction, or the span's has ended. May raise.
+    """
+    around, transaction = _get(), span.transaction
+    if transaction.environ is None or (around is not None and around.transaction is not transaction):
+        return None
+    token = _set(span)
+    _tell(transaction)
+    return around, token, perf_counter_ns()
+
+
+def leave(span: Span, entered: Entered) -> None:
+    """The thread is where it was before `enter`, and what is there had the time in between inside of it. May raise."""
+    around, token, since_ns = entered
+    if isinstance(around, Span) and around is not span:
+        around.children_ns += perf_counter_ns() - since_ns
+    try:
+        if _get() is span:  # else its transaction has ended before it
+            _reset(token)
+    except ValueError:  # in another context
+        return
+    _tell(span.transaction)
+
+
+def rename(span: Span, text: bytes) -> None:
+    """Have the black box call a span otherwise, as `begin` does. May raise."""
+    span.text = text
+    if _get() is span:
+        _tell(span.transaction)
+
+
+def _tell(transaction: UnderWay) -> None:
+    """Have the black box say what this thread is in."""
+    slot, around = transaction.slot, _get()
+    if slot:
+        text = around.text if isinstance(around, Span) and around.transaction is transaction else b""
+        _pack_span(transaction.recorder.buffer, slot + SPAN_AT, transaction.number if text else 0, text)
 
 
 def caller() -> tuple[str, int, str] | None:
