@@ -56,7 +56,7 @@ TEST = [
     "kombu>=5.3",
     "celery>=5.3",
     *PROMETHEUS,
-    "opentelemetry-api>=1.20",
+    "opentelemetry-sdk>=1.20",  # with the API, which is what is seen
     # The dashboard in a real browser, which is Debian's, as its driver is.
     "selenium>=4.20",
     "axe-core-python>=0.1",

@@ -211,6 +211,7 @@ class _Told(_Ours):
         self._attributes = Said()
         self._status = StatusCode.UNSET
         self._raised: str | None = None  #: type of the last exception that it was told of
+        self.at_once = False  #: its thread is in it as soon as it has begun
         self._entered = False
         # Of those that the agent has seen by itself when a message begins: what publishes it may be one of them.
         self._messages = self._count_of_messages() if kind is SpanKind.PRODUCER else -1
@@ -259,7 +260,8 @@ class _Told(_Ours):
     @_harmless
     def enter(self) -> spans.Entered | None:
         """This thread is in it from now on, until `leave`."""
-        entered = spans.enter(self._span)
+        entered = spans.enter(self._span, self._span.start_ns if self.at_once else None)
+        self.at_once = False
         self._entered = self._entered or entered is not None
         return entered
 
@@ -377,6 +379,7 @@ class _Tracer:
     ) -> Iterator[trace.Span]:
         span = _begun(name, context, kind, attributes, set_status_on_exception)
         if span is not None:
+            span.at_once = True
             with use_span(span, end_on_exit, record_exception, set_status_on_exception):
                 yield span
             return

@@ -171,16 +171,18 @@ def step_aside(span: Span) -> None:
     _tell(span.transaction)
 
 
-def enter(span: Span) -> Entered | None:
-    """The thread is in a span again that was told to `step_aside`; for `leave`. None, and nothing happens, where it
-    works for another transaction, or the span's has ended. May raise.
+def enter(span: Span, since_ns: int | None = None) -> Entered | None:
+    """The thread is in a span again that was told to `step_aside`; for `leave`. May raise.
+
+    since_ns: of the monotonic clock; None: from now on. Returns None, and nothing happens, where the thread works for
+    another transaction, or the span's has ended.
     """
     around, transaction = _get(), span.transaction
     if transaction.environ is None or (around is not None and around.transaction is not transaction):
         return None
     token = _set(span)
     _tell(transaction)
-    return around, token, perf_counter_ns()
+    return around, token, since_ns or perf_counter_ns()
 
 
 def leave(span: Span, entered: Entered) -> None:
