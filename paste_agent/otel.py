@@ -280,7 +280,7 @@ class _Told(_Ours):
         failed = None
         if self._status is StatusCode.ERROR:
             failed = self._raised or str(self._attributes.get("error.type", "_OTHER"))
-        spans.end(span, self._name, None, failed, self._attributes or None, entered=False)
+        spans.end(span, self._name, None, failed, self._attributes or None)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

@@ -60,7 +60,7 @@ class Span:
     children_ns: int  #: time in spans inside of it
     span_id: bytes | None  #: once a service that is called has been told
     attributes: dict[str, object] | None  #: more that is known of it, by whoever ends it
-    token: Token[Within | None]
+    token: Token[Within | None] | None  #: None: it stands aside, and its end does not say where the thread is
 
 
 def begin(category: int, text: bytes) -> Span | None:
@@ -106,22 +106,19 @@ def end(
     key: SpanKey | Key | None = None,
     failed: str | None = None,
     attributes: Attributes | None = None,
-    entered: bool = True,
 ) -> None:
     """The span has ended. Raises nothing.
 
     name: of the span, of low cardinality. key: kind and fields that it is counted under; None: it is not.
-    failed: `error.type`. attributes: of the span in a kept trace; not changed afterwards. entered: False of one that
-    was told to `step_aside`: the thread does not leave it by this.
+    failed: `error.type`. attributes: of the span in a kept trace; not changed afterwards.
     """
     end_ns = perf_counter_ns()
     transaction = span.transaction
-    recorder = transaction.recorder
+    recorder, token = transaction.recorder, span.token
     try:
         try:
-            # Else its transaction has ended before it, or it ends before one inside of it.
-            if entered and _get() is span:
-                _reset(span.token)
+            if token and _get() is span:  # else its transaction has ended before it, or it ends before one inside of it
+                _reset(token)
         except ValueError:  # it ends in another context than it began in
             pass
         start_ns = span.start_ns
@@ -131,11 +128,11 @@ def end(
         inside = transaction.inside
         if transaction.environ is None or inside is None:
             return
-        around, slot, category = span.around, transaction.slot if entered else 0, span.category
+        around, slot, category = span.around, transaction.slot if token else 0, span.category
         parent, code = 0, None
         if around.__class__ is Span:
             parent = around.number
-            if entered:
+            if token:
                 around.children_ns += duration_ns
             if slot:
                 _pack_span(recorder.buffer, slot + SPAN_AT, transaction.number, around.text)
@@ -167,7 +164,9 @@ def end(
 
 def step_aside(span: Span) -> None:
     """The thread is not in a span that it has just begun, which goes on until somebody ends it. May raise."""
-    _reset(span.token)
+    token, span.token = span.token, None
+    if token is not None:
+        _reset(token)
     _tell(span.transaction)
 
 
