@@ -15,7 +15,8 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from itertools import islice
-from types import ModuleType, TracebackType
+from time import perf_counter_ns, time_ns
+from types import MappingProxyType, ModuleType, TracebackType
 from typing import Any, TypeVar
 
 from opentelemetry import trace
@@ -25,7 +26,7 @@ from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, Trace
 from paste_agent import api, lifecycle, spans, trace_ids
 from paste_agent.inside import FUNCTION, MAX_ATTRIBUTES, MESSAGE, Identity, Inside, Said, plain_value
 from paste_agent.raised import type_name
-from paste_agent.transaction import UnderWay, Within, current
+from paste_agent.transaction import Transaction, UnderWay, Within, current
 
 _MAX_NAME = 255
 _MAX_KEY = 128
@@ -135,11 +136,22 @@ class _Place(SpanContext):
 
 
 class _Ours(trace.Span):
-    """What is common to spans of ours: what nobody shows, and how arguments are taken."""
+    """What is common to spans of ours: what nobody shows, and what can be read of them.
 
+    The API has nothing to be read. But a library that is told that a span is recorded takes it for one of the SDK's,
+    and asks for its kind, say.
+    """
+
+    kind = SpanKind.INTERNAL
+    events: tuple[object, ...] = ()
+    links: tuple[object, ...] = ()
     _around: Within
     _transaction: UnderWay
     _context: SpanContext | None = None
+
+    @property
+    def context(self) -> SpanContext:
+        return self.get_span_context()
 
     def get_span_context(self) -> SpanContext:
         if self._context is None:
@@ -174,7 +186,36 @@ class _Here(_Ours):
 
     def __init__(self, around: Within) -> None:
         self._around = around
-        self._transaction = around.transaction
+        self._transaction = transaction = around.transaction
+        if isinstance(transaction, Transaction):
+            self.kind = SpanKind.SERVER
+
+    @property
+    def name(self) -> str:
+        """As long as no route is known: the method, or the name of a task."""
+        return str(getattr(self._transaction, "method", None) or getattr(self._transaction, "name", ""))
+
+    @property
+    def start_time(self) -> int | None:
+        """ns since the epoch."""
+        return _epoch_ns(getattr(self._transaction, "start_ns", None))
+
+    @property
+    def end_time(self) -> int | None:
+        return None
+
+    @property
+    def status(self) -> Status:
+        return Status()
+
+    @property
+    def parent(self) -> SpanContext | None:
+        return None
+
+    @property
+    def attributes(self) -> Mapping[str, object]:
+        inside = self._transaction.inside
+        return MappingProxyType((inside.attributes if inside is not None else None) or {})
 
     def is_recording(self) -> bool:
         return self._transaction.environ is not None
@@ -206,7 +247,10 @@ class _Told(_Ours):
         self._around = self._span = span
         self._open: spans.Span | None = span  #: None: it has ended
         self._transaction = span.transaction
-        self._name = name
+        self.name = name
+        self._end_ns: int | None = None
+        if isinstance(kind, SpanKind):
+            self.kind = kind
         self._fails = fails
         self._attributes = Said()
         self._status = StatusCode.UNSET
@@ -215,6 +259,27 @@ class _Told(_Ours):
         self._entered = False
         # Of those that the agent has seen by itself when a message begins: what publishes it may be one of them.
         self._messages = self._count_of_messages() if kind is SpanKind.PRODUCER else -1
+
+    @property
+    def start_time(self) -> int | None:
+        """ns since the epoch."""
+        return _epoch_ns(self._span.start_ns)
+
+    @property
+    def end_time(self) -> int | None:
+        return _epoch_ns(self._end_ns)
+
+    @property
+    def status(self) -> Status:
+        return Status(self._status)
+
+    @property
+    def parent(self) -> SpanContext | None:
+        return _Place.of(self._span.around)
+
+    @property
+    def attributes(self) -> Mapping[str, object]:
+        return MappingProxyType(self._attributes)
 
     def _count_of_messages(self) -> int:
         inside = self._transaction.inside
@@ -231,8 +296,8 @@ class _Told(_Ours):
     @_harmless
     def update_name(self, name: str) -> None:
         if self._open is not None:
-            self._name = _text(name)
-            spans.rename(self._span, self._name.encode("utf-8", "replace"))
+            self.name = _text(name)
+            spans.rename(self._span, self.name.encode("utf-8", "replace"))
 
     @_harmless
     def set_status(self, status: Status | StatusCode, description: str | None = None) -> None:
@@ -274,13 +339,14 @@ class _Told(_Ours):
         span, self._open = self._open, None
         if span is None:
             return
+        self._end_ns = perf_counter_ns()
         # What no thread was in, or the agent has seen by itself, would be summed up twice.
         if self._entered and self._messages >= 0 and self._count_of_messages() == self._messages:
             span.category = MESSAGE
         failed = None
         if self._status is StatusCode.ERROR:
             failed = self._raised or str(self._attributes.get("error.type", "_OTHER"))
-        spans.end(span, self._name, None, failed, self._attributes or None)
+        spans.end(span, self.name, None, failed, self._attributes or None)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -426,6 +492,11 @@ def _parent(around: Within, context: Context | None) -> Within:
             return around
         step = step.around
     return found._span
+
+
+def _epoch_ns(clock_ns: int | None) -> int | None:
+    """A time of the monotonic clock, in ns since the epoch."""
+    return None if clock_ns is None else time_ns() - perf_counter_ns() + clock_ns
 
 
 def _text(name: object) -> str:

@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import copy
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -420,6 +421,29 @@ def test_settings_of_attributes_hold(recorder: Recorder, rules: Rules, left: set
     assert [set(span["attributes"]) for span in detail["spans"]] == [left, left]
     assert set(attributes) & set(detail["attributes"]) == left
     assert all("said" not in span for span in detail["spans"])
+
+
+def test_what_libraries_read_that_take_them_for_the_sdk_s(recorder: Recorder) -> None:
+    def run() -> None:
+        request: Any = trace.get_current_span()
+        request.set_attribute("a", 1)
+        assert (request.kind, request.attributes, request.parent) == (SpanKind.SERVER, {"a": 1}, None)
+        assert (request.name, request.status.status_code) == ("GET", StatusCode.UNSET)
+        assert request.context == request.get_span_context()
+        with tracer.start_as_current_span("call", kind=SpanKind.CLIENT, attributes={"b": 2}) as call:
+            span: Any = call
+            assert (span.name, span.kind, span.attributes) == ("call", SpanKind.CLIENT, {"b": 2})
+            assert (span.parent, span.context) == (request.context, span.get_span_context())
+            assert (span.events, span.links, span.end_time) == ((), (), None)
+            span.set_status(StatusCode.ERROR)
+            assert span.status.status_code is StatusCode.ERROR
+        # Each asks two clocks again.
+        assert before <= min(request.start_time, span.start_time, span.end_time)
+
+    before = time.time_ns() - 10**9
+    serve(recorder, meanwhile=run)
+    task: Any = otel._Here(paste_agent.background_task("mail"))
+    assert (task.name, task.kind, task.start_time) == ("mail", SpanKind.INTERNAL, None)
 
 
 def test_names(recorder: Recorder, reader: Reader) -> None:
