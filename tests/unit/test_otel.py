@@ -19,12 +19,13 @@ import paste_agent
 from paste_agent import otel, trace_ids
 from paste_agent.detail import Rules, trace_row
 from paste_agent.error_rules import ErrorRules
+from paste_agent.filter import AgentFilter
 from paste_agent.inside import FUNCTION, MAX_ATTRIBUTES, MESSAGE, FinishedSpan, Inside
 from paste_agent.recorder.reader import Reader
 from paste_agent.recorder.writer import Recorder
 from paste_agent.spans import begin, end
 from paste_agent.transaction import UnderWay, current
-from tests.recorders import die, open_recorder, reader_of, run_script, serve, spans_within
+from tests.recorders import _Serving, die, environ_of, open_recorder, reader_of, run_script, serve, spans_within
 
 TRACE_ID, PARENT_ID = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 
@@ -239,6 +240,31 @@ def test_the_api_s_own_context_may_say_where_a_span_belongs(recorder: Recorder) 
     }
 
 
+def test_a_span_may_last_from_one_part_of_a_response_to_the_next(recorder: Recorder, reader: Reader) -> None:
+    found: list[FinishedSpan] = []
+
+    def parts() -> Iterator[bytes]:
+        with tracer.start_as_current_span("stream") as span:
+            yield b"1"
+            assert trace.get_current_span() is span
+            tracer.start_span("part").end()
+            yield b"2"
+        found.extend(map(FinishedSpan.of, inside_of_it().finished))
+        yield b"3"
+
+    def application(environ: dict[str, Any], start_response: Callable[..., object]) -> Iterator[bytes]:
+        start_response("200 OK", [])
+        return parts()
+
+    filtered = AgentFilter(application, _Serving(recorder))  # type: ignore[arg-type]  # see _Serving
+    body: Any = filtered(environ_of(), lambda status, headers, exc_info=None: lambda data: None)
+    for _ in body:
+        assert current.get() is None
+    body.close()
+    assert tree(found) == {"stream": None, "part": "stream"}
+    assert trace.get_current_span() is trace.INVALID_SPAN
+
+
 def test_a_thread_is_in_the_span_that_it_is_handed(recorder: Recorder) -> None:
     def work(span: trace.Span) -> None:
         tracer.start_span("nobody's").end()
@@ -398,14 +424,14 @@ def test_statements_and_queries_are_left_out(recorder: Recorder) -> None:
 @pytest.mark.parametrize(
     ("rules", "left"),
     [
-        (Rules(), {"app.plan", "app.secret", "exception.type"}),
+        (Rules(), {"app.plan", "app.secret", "code.function"}),
         (Rules(own_attributes=False), set()),  # high_security
         (Rules(include=("app.*",)), {"app.plan", "app.secret"}),
         (Rules(include=("app.*",), exclude=("*.secret",)), {"app.plan"}),
     ],
 )
 def test_settings_of_attributes_hold(recorder: Recorder, rules: Rules, left: set[str]) -> None:
-    attributes = {"app.plan": "gold", "app.secret": "x", "exception.type": "E"}
+    attributes = {"app.plan": "gold", "app.secret": "x", "code.function": "f"}
 
     def run() -> None:
         for kind in (SpanKind.INTERNAL, SpanKind.PRODUCER):
