@@ -23,7 +23,7 @@ from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState
 
-from paste_agent import api, lifecycle, spans, trace_ids
+from paste_agent import api, propagation, spans, trace_ids
 from paste_agent.inside import FUNCTION, MAX_ATTRIBUTES, MESSAGE, Identity, Inside, Said, plain_value
 from paste_agent.raised import type_name
 from paste_agent.transaction import Transaction, UnderWay, Within, current
@@ -160,8 +160,9 @@ class _Ours(trace.Span):
 
     def set_attributes(self, attributes: Mapping[str, Any]) -> None:
         try:
-            for key, value in list(attributes.items()):
-                self.set_attribute(key, value)
+            if isinstance(attributes, Mapping):
+                for key, value in list(attributes.items()):
+                    self.set_attribute(key, value)
         except Exception as fault:  # what calls itself a mapping may do anything
             self._transaction.recorder.on_fault(_WHERE, fault)
 
@@ -362,15 +363,33 @@ def get_current_span(context: Context | None = None) -> trace.Span:
     found = _current_span(context)
     if context is not None or _has_sdk():
         return found
+    around = _get()
+    if around is not None and around.transaction.environ is None:
+        around = None
     if isinstance(found, _Told):
         # A span that nobody has detached, as of a request before this one, is no place to be.
-        around = _get()
         if found._transaction.environ is not None and (around is None or around.transaction is found._transaction):
             return found
-    elif found is not trace.INVALID_SPAN:
+    elif around is None or not _is_nobody(found, around.transaction):
         return found
-    around = _get()
-    return trace.INVALID_SPAN if around is None or around.transaction.environ is None else _Here(around)
+    return trace.INVALID_SPAN if around is None else _Here(around)
+
+
+def _is_nobody(span: trace.Span, transaction: UnderWay) -> bool:
+    """Whether a span is none, or its transaction's caller: what there is without a provider. Raises nothing."""
+    if span is trace.INVALID_SPAN:
+        return True
+    if not isinstance(span, trace.NonRecordingSpan):
+        return False
+    try:
+        place = span.get_span_context()
+        header = (transaction.environ or {}).get("HTTP_TRACEPARENT")
+        parent = propagation.parse_traceparent(header) if isinstance(header, str) else None
+        ids = place.trace_id.to_bytes(16, "big"), place.span_id.to_bytes(8, "big")
+        return not place.is_valid or (parent is not None and (parent.trace_id, parent.span_id) == ids)
+    except Exception as fault:
+        transaction.recorder.on_fault(_WHERE, fault)
+        return False
 
 
 @_managed
@@ -477,7 +496,7 @@ def _begun(name: str, context: Context | None, kind: SpanKind, attributes: Any, 
             told.set_attributes(attributes)
         return told
     except Exception as fault:
-        lifecycle.on_fault(_WHERE, fault)
+        around.transaction.recorder.on_fault(_WHERE, fault)
         return None
 
 

@@ -388,6 +388,7 @@ def test_attributes_are_bounded_and_of_plain_types(recorder: Recorder) -> None:
             span.set_attribute("", "no name")
             span.set_attribute("long" * 100, 1)
             span.set_attribute("whole", 8)
+            span.set_attributes(None)  # type: ignore[arg-type]
         with tracer.start_as_current_span("many") as span:
             for number in range(1000):
                 span.set_attribute(f"n{number}", number)
@@ -595,6 +596,26 @@ def test_what_the_application_attaches_stays(recorder: Recorder) -> None:
         assert trace.get_current_span(context.Context()) is trace.INVALID_SPAN
 
     serve(recorder, meanwhile=run)
+
+
+def test_what_stands_for_the_caller_or_for_nobody_gives_way(recorder: Recorder) -> None:
+    header = f"00-{TRACE_ID}-{PARENT_ID}-01"
+
+    def run() -> None:
+        for attached in (propagate.extract({"traceparent": header}), trace.set_span_in_context(nobody)):
+            token = context.attach(attached)
+            try:
+                assert ids(trace.get_current_span()) == trace_ids.here()
+            finally:
+                context.detach(token)
+
+    nobody = trace.NonRecordingSpan(trace.INVALID_SPAN_CONTEXT)
+    serve(recorder, meanwhile=run, HTTP_TRACEPARENT=header)
+    token = context.attach(propagate.extract({"traceparent": header}))
+    try:
+        assert ids(trace.get_current_span()) == (TRACE_ID, PARENT_ID)
+    finally:
+        context.detach(token)
 
 
 # -- where nothing is changed ----------------------------------------------------------------------------------------
