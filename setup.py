@@ -56,6 +56,7 @@ TEST = [
     "kombu>=5.3",
     "celery>=5.3",
     *PROMETHEUS,
+    "opentelemetry-sdk>=1.20",  # with the API, which is what is seen
     # The dashboard in a real browser, which is Debian's, as its driver is.
     "selenium>=4.20",
     "axe-core-python>=0.1",
@@ -78,7 +79,15 @@ APPS = [
 ]
 # One more, by itself for its seventy packages.
 OPENSTACK = ["barbican>=20"]
-LINT = ["ruff>=0.17,<0.18", "mypy>=2.4,<3", "types-requests", "types-protobuf", "prometheus-client", "build"]
+LINT = [
+    "ruff>=0.17,<0.18",
+    "mypy>=2.4,<3",
+    "types-requests",
+    "types-protobuf",
+    "prometheus-client",
+    "opentelemetry-api",
+    "build",
+]
 
 setup(
     name="paste-agent",

@@ -7,7 +7,6 @@ belongs to a transaction does nothing without one, and nothing where the agent i
 from __future__ import annotations
 
 import logging
-import math
 import re
 import sys
 from collections.abc import Mapping
@@ -16,7 +15,7 @@ from typing import Any
 
 from paste_agent import lifecycle, log, spans, trace_ids
 from paste_agent.background import background_task
-from paste_agent.inside import MAX_ATTRIBUTES, AttributeValue, Inside
+from paste_agent.inside import MAX_ATTRIBUTES, AttributeValue, Inside, plain_value
 from paste_agent.recorder.layout import KIND_COUNT, KIND_TIMING
 from paste_agent.transaction import Transaction, UnderWay, current
 
@@ -26,8 +25,6 @@ _TAKEN = ("paste_agent.", "http.server.", "http.client.", "db.client.", "process
 _MAX_NAME = 160
 _MAX_ROUTE = 255
 _MAX_KEY = 128
-_MAX_VALUE = 1024
-_INT64 = 1 << 63
 #: Of one call: a record ends when it is made, and begins so many nanoseconds earlier.
 _MAX_COUNT = 1_000_000_000
 _LONGEST_S = 365 * 86_400.0
@@ -237,7 +234,7 @@ def _add(inside: Inside, key: str, value: AttributeValue) -> None:
     if type(key) is not str or not 0 < len(key) <= _MAX_KEY:
         _complain("add_attribute", "expected a name of 1 to 128 characters")
         return
-    kept = _kept(value)
+    kept = plain_value(value)
     if kept is None:
         what = f"expected text, a number of 64 bits or a bool, not {type(value).__name__}"
         _complain(f"add_attribute {key!r:.80}", what)
@@ -249,22 +246,6 @@ def _add(inside: Inside, key: str, value: AttributeValue) -> None:
         attributes[key] = kept
     else:
         _complain("add_attribute", f"a transaction has no more than {MAX_ATTRIBUTES}")
-
-
-def _kept(value: Any) -> AttributeValue | None:
-    """A value as it is kept, of one of the plain types; None for what cannot be."""
-    kind = type(value)
-    if kind is bool:
-        return bool(value)
-    if issubclass(kind, str):  # whatever a subclass makes of itself
-        return str.__str__(value)[:_MAX_VALUE]
-    if issubclass(kind, int):
-        whole = int.__int__(value)
-        return whole if -_INT64 <= whole < _INT64 else None
-    if issubclass(kind, float):
-        number = float.__float__(value)
-        return number if math.isfinite(number) else None
-    return None
 
 
 def _is_name(function: str, name: str) -> bool:

@@ -95,7 +95,8 @@ def _add_inside(
     spans = inner_spans.spans_of(inside, kept.span_id, kept.start_ns)
     for span in spans:
         own = span.get("attributes", {})
-        for name in [name for name in own if not _may_have(span["category"], name, rules)]:
+        said = span.pop("said", False)
+        for name in [name for name in own if not _may_have(span["category"], said, name, rules)]:
             del own[name]
     if spans:
         detail["spans"] = spans
@@ -115,11 +116,14 @@ def _add_inside(
                 found[name] = value
 
 
-def _may_have(category: str, name: str, rules: Rules) -> bool:
-    """Whether a span may have this attribute. What is of the application itself only spans of functions have."""
+def _may_have(category: str, said: bool, name: str, rules: Rules) -> bool:
+    """Whether a span may have this attribute. What is of the application itself only spans of functions have.
+
+    said: unless all that it has is the application's.
+    """
     if _matches(name, rules.exclude):
         return False
-    if category != "function" or name.startswith("code."):
+    if not said and (category != "function" or name.startswith("code.")):
         return True
     return rules.own_attributes and (not rules.include or _matches(name, rules.include))
 

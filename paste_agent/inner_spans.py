@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from paste_agent.inside import CACHE, CALL, DATABASE, FUNCTION, MESSAGE, TEMPLATE, FinishedSpan, Inside
+from paste_agent.inside import CACHE, CALL, DATABASE, FUNCTION, MESSAGE, TEMPLATE, FinishedSpan, Inside, Said
 
 #: Of a span's attributes: characters of one value, and how many there may be.
 _MAX_VALUE = 4000
@@ -28,7 +28,8 @@ CATEGORIES = {
 def spans_of(inside: Inside, span_id: bytes, start_ns: int) -> list[dict[str, Any]]:
     """The spans of a transaction as JSON, in the order in which they began; times in ns from its start.
 
-    span_id: of the transaction. A span whose service was told of it keeps its id, the others get theirs here.
+    span_id: of the transaction. A span whose service was told of it keeps its id, the others get theirs here. `said`:
+    its attributes are the application's.
     """
     found = sorted(map(FinishedSpan.of, list(inside.finished)))
     ids = {span.number: (span.span_id or _id_of(span_id, span.number)).hex() for span in found}
@@ -59,6 +60,8 @@ def _as_json(span: FinishedSpan, ids: Mapping[int, str], start_ns: int) -> dict[
         fields["error"] = span.failed
     if attributes:
         fields["attributes"] = attributes
+    if isinstance(span.attributes, Said):
+        fields["said"] = True
     return fields
 
 

@@ -172,6 +172,7 @@ TABLE: dict[str, Setting] = {
         Setting("trace_functions", kinds.names(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", "module:function words, for example shop.stock:reserve shop.mail:Mailer.send"), (), "", "Functions that get a span of their own, as module:function or module:Class.method, separated by spaces or commas."),
         Setting("propagators", kinds.list_of(("tracecontext", "baggage", "b3", "b3multi", "jaeger", "none"), "tracecontext baggage b3"), ("tracecontext", "baggage"), "", "Headers that say which trace a request belongs to. b3, b3multi and jaeger are only read.",
                 otel="OTEL_PROPAGATORS", from_otel=_known_propagators),
+        Setting("opentelemetry_api", kinds.boolean, True, "", "Make spans of what is said through OpenTelemetry's API (opentelemetry-api) in a transaction, unless the application brings an SDK."),
         Setting("layers", kinds.boolean, True, "", "Measure the time that each filter of the pipeline takes by itself."),
         Setting("gc_pauses", kinds.boolean, True, "", "Measure the pauses that the garbage collector makes in transactions; not on Python 3.11 before 3.11.8."),
         Setting("cpu_time", kinds.boolean, False, "", "Measure the CPU time of a transaction's thread: two system calls a request. Says nothing with greenlets."),
@@ -254,6 +255,7 @@ class Settings:
     disabled_instrumentations: tuple[str, ...]
     trace_functions: tuple[str, ...]
     propagators: tuple[str, ...]
+    opentelemetry_api: bool
     layers: bool
     gc_pauses: bool
     cpu_time: bool

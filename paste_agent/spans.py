@@ -29,6 +29,8 @@ _MAX_KEY = 128
 _MAX_VALUE = 1024
 _MAX_STEPS = 60
 _own_parts = len(PARTS)
+#: What a thread was in before, how it comes back, and since when, of the monotonic clock.
+Entered = tuple[Within | None, Token[Within | None], int]
 _pack_span = layout.SPAN.pack_into
 _get, _set, _reset = current.get, current.set, current.reset
 
@@ -58,7 +60,7 @@ class Span:
     children_ns: int  #: time in spans inside of it
     span_id: bytes | None  #: once a service that is called has been told
     attributes: dict[str, object] | None  #: more that is known of it, by whoever ends it
-    token: Token[Within | None]
+    token: Token[Within | None] | None  #: None: it stands aside, and its end does not say where the thread is
 
 
 def begin(category: int, text: bytes) -> Span | None:
@@ -112,11 +114,11 @@ def end(
     """
     end_ns = perf_counter_ns()
     transaction = span.transaction
-    recorder = transaction.recorder
+    recorder, token = transaction.recorder, span.token
     try:
         try:
-            if _get() is span:  # else its transaction has ended before it, or it ends before one inside of it
-                _reset(span.token)
+            if token and _get() is span:  # else its transaction has ended before it, or it ends before one inside of it
+                _reset(token)
         except ValueError:  # it ends in another context than it began in
             pass
         start_ns = span.start_ns
@@ -126,11 +128,12 @@ def end(
         inside = transaction.inside
         if transaction.environ is None or inside is None:
             return
-        around, slot, category = span.around, transaction.slot, span.category
+        around, slot, category = span.around, transaction.slot if token else 0, span.category
         parent, code = 0, None
         if around.__class__ is Span:
-            around.children_ns += duration_ns
             parent = around.number
+            if token:
+                around.children_ns += duration_ns
             if slot:
                 _pack_span(recorder.buffer, slot + SPAN_AT, transaction.number, around.text)
         elif slot:
@@ -158,6 +161,56 @@ def end(
             inside.finished.append(done)
     except Exception as fault:
         recorder.on_fault("end of a span", fault)
+
+
+def step_aside(span: Span) -> None:
+    """The thread is not in a span that it has just begun, which goes on until somebody ends it. May raise."""
+    token, span.token = span.token, None
+    if token is not None:
+        _reset(token)
+    _tell(span.transaction)
+
+
+def enter(span: Span, since_ns: int | None = None) -> Entered | None:
+    """The thread is in a span again that was told to `step_aside`; for `leave`. May raise.
+
+    since_ns: of the monotonic clock; None: from now on. Returns None, and nothing happens, where the thread works for
+    another transaction, or the span's has ended.
+    """
+    around, transaction = _get(), span.transaction
+    if transaction.environ is None or (around is not None and around.transaction is not transaction):
+        return None
+    token = _set(span)
+    _tell(transaction)
+    return around, token, since_ns or perf_counter_ns()
+
+
+def leave(span: Span, entered: Entered) -> None:
+    """The thread is where it was before `enter`, and what is there had the time in between inside of it. May raise."""
+    around, token, since_ns = entered
+    if isinstance(around, Span) and around is not span:
+        around.children_ns += perf_counter_ns() - since_ns
+    try:
+        if _get() is span:  # else its transaction has ended before it
+            _reset(token)
+    except ValueError:  # in another context
+        return
+    _tell(span.transaction)
+
+
+def rename(span: Span, text: bytes) -> None:
+    """Have the black box call a span otherwise, as `begin` does. May raise."""
+    span.text = text
+    if _get() is span:
+        _tell(span.transaction)
+
+
+def _tell(transaction: UnderWay) -> None:
+    """Have the black box say what this thread is in."""
+    slot, around = transaction.slot, _get()
+    if slot:
+        text = around.text if isinstance(around, Span) and around.transaction is transaction else b""
+        _pack_span(transaction.recorder.buffer, slot + SPAN_AT, transaction.number if text else 0, text)
 
 
 def caller() -> tuple[str, int, str] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from paste_agent import propagation
 from paste_agent.recorder import layout
 from paste_agent.spans import Span
-from paste_agent.transaction import Environ, UnderWay, current
+from paste_agent.transaction import Environ, UnderWay, Within, current
 
 #: Of the environ: both ids, once somebody has asked for them.
 _IDS_KEY = "paste_agent.ids"
@@ -18,8 +18,11 @@ def here() -> tuple[str, str] | None:
     `Transaction.identify` it draws no chance, so that a line in the log of each request keeps none of them.
     """
     around = current.get()
-    if around is None:
-        return None
+    return None if around is None else of(around)
+
+
+def of(around: Within) -> tuple[str, str] | None:
+    """The same for what a thread is in, or was; None once its transaction has ended. Raises nothing."""
     transaction = around.transaction
     environ = transaction.environ
     if environ is None:

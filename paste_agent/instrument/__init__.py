@@ -45,6 +45,8 @@ _LIBRARIES: dict[str, tuple[str, ...]] = {
     "webob": ("webob.dec",),
     "zope": ("ZPublisher.WSGIPublisher",),
 }
+#: The API of OpenTelemetry has a setting of its own.
+_OTEL = "opentelemetry.trace"
 _registered: set[str] = set()
 _wanted: set[tuple[str, bool]] = set()  #: by each service: `record_sql`, `explain_queries`
 
@@ -68,6 +70,8 @@ def install(disabled: Collection[str] = (), record_sql: str = "sanitised", expla
 def install_for(settings: Settings) -> None:
     """As the settings of a service want it."""
     install(settings.disabled_instrumentations, settings.record_sql, settings.explain_queries)
+    if settings.opentelemetry_api and _OTEL not in _registered and when_imported(_OTEL, _install_otel):
+        _registered.add(_OTEL)
 
 
 def _configure() -> None:
@@ -85,3 +89,10 @@ def _install(name: str, module: ModuleType) -> None:
         home.install(module)
     except Exception as fault:  # a library that is not what it was: it works on, and is not seen
         lifecycle.on_fault(f"instrumentation of {name}", fault)
+
+
+def _install_otel(module: ModuleType) -> None:
+    try:
+        import_module("paste_agent.otel").install(module)
+    except Exception as fault:
+        lifecycle.on_fault("OpenTelemetry's API", fault)

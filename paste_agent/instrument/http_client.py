@@ -146,7 +146,8 @@ class _Call:
         try:
             self.left_ns = perf_counter_ns()
             try:
-                _reset(span.token)
+                if span.token is not None:
+                    _reset(span.token)
             except ValueError:  # in another context
                 pass
             _show(_get())

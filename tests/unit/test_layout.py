@@ -32,7 +32,7 @@ ORDER = [
     *("exporters", "exporters.resource", "exporters.points", "exporters.otlp_encode", "exporters.connection"),
     *("exporters.deadline", "exporters.otlp", "exporters.prometheus"),
     *("lead_logs", "lead", "leadership", "reporter", "lifecycle", "background", "api", "logs"),
-    *("sql_summary", "sql", "statements"),
+    *("sql_summary", "sql", "statements", "otel"),
     # Those that others of the package are built upon come before it.
     *("instrument.wrapping", "instrument.views", "instrument.dbapi", "instrument.psycopg2", "instrument.pymysql"),
     *("instrument.http_client", "instrument"),
@@ -46,7 +46,7 @@ HOMES = {
     "gunicorn": ["server"],
     "webob": ["demo", "dashboard"],
     "requests": ["exporters.otlp", "exporters.deadline", "cli.demo_traffic"],
-    "opentelemetry": ["exporters"],
+    "opentelemetry": ["exporters", "otel"],
     "google": ["exporters"],
     "prometheus_client": ["exporters.prometheus"],
     "sqlite3": ["store", "lead", "leadership", "demo", "instrument.sqlite"],

@@ -136,6 +136,7 @@ KINDS = {
     "disabled_instrumentations": "libraries",
     "trace_functions": "functions",
     "propagators": "propagators",
+    "opentelemetry_api": "boolean",
     "layers": "boolean",
     "gc_pauses": "boolean",
     "cpu_time": "boolean",
