@@ -284,7 +284,7 @@ class _Told(_Ours):
 
     def _count_of_messages(self) -> int:
         inside = self._transaction.inside
-        return 0 if inside is None else inside.counts[MESSAGE]
+        return 0 if inside is None else inside.parts.get(MESSAGE, (0, 0))[0]
 
     def is_recording(self) -> bool:
         return self._open is not None and self._transaction.environ is not None

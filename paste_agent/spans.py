@@ -132,8 +132,7 @@ def end(
         parent, code = 0, None
         if around.__class__ is Span:
             parent = around.number
-            if token:
-                around.children_ns += duration_ns
+            around.children_ns += duration_ns if token else 0
             if slot:
                 _pack_span(recorder.buffer, slot + SPAN_AT, transaction.number, around.text)
         elif slot:
