@@ -42,6 +42,7 @@ GOOD: dict[str, list[tuple[str, object]]] = {
     "headers": [("x-api-key=a%20b,B=", {"x-api-key": "a b", "B": ""}), ("a=%C3%A9,b=%20c", {"a": "\u00e9", "b": "c"})],
     "token": [("0123456789abcdef", "0123456789abcdef"), (" correct-horse-battery ", "correct-horse-battery")],
     "choice": [("gzip", "gzip"), (" NONE ", "none")],
+    "exporter": [("otlp", "otlp"), (" None ", "none")],
     "series": [("10", 10), ("2000", 2000), (" 99 ", 99)],
     "ring": [("1024", 1024), ("1048576", 1048576)],
     "days": [("0.5", 0.5), ("30", 30.0)],
@@ -79,6 +80,7 @@ BAD: dict[str, tuple[str, list[str]]] = {
         ["a=x%0d%0ay", "a b=1", "\u00e9=1", "a=%00", "a=%E2%82%AC", "a:b=1"],
     ),
     "choice": ("expected gzip or none", ["", "deflate", "gzip,none"]),
+    "exporter": ("expected otlp or none", ["", "console", "otlp,console"]),
     "series": ("expected a whole number from 10 to 2000, for example 2000", ["", "9", "2001", "10.5", "many"]),
     "ring": ("expected a whole number from 1024 to 1048576, for example 16384", ["1023", "1048577", "-1"]),
     "days": ("expected days above 0, for example 30", [*_NO_NUMBERS, "0"]),
@@ -156,6 +158,7 @@ KINDS = {
     "retention_days": "days",
     "store_max_mib": "mib",
     "shutdown_timeout_s": "seconds",
+    **{f"{signal}_exporter": "exporter" for signal in SIGNALS},
     **{
         prefix + key: kind
         for prefix in ("", *(f"{signal}_" for signal in SIGNALS))
@@ -292,6 +295,7 @@ OTEL: dict[str, tuple[str, str, object]] = {
         ("redis", "jinja2", "sqlite", "http_client"),
     ),
     "propagators": ("OTEL_PROPAGATORS", "tracecontext,xray,b3", ("tracecontext", "b3")),
+    **{f"{signal}_exporter": (f"OTEL_{signal.upper()}_EXPORTER", "None", "none") for signal in SIGNALS},
     **{
         prefix + key: (f"OTEL_EXPORTER_OTLP_{prefix.upper()}{name}", text, value)
         for prefix in ("", *(f"{signal}_" for signal in SIGNALS))
@@ -339,7 +343,71 @@ def test_a_standard_variable_in_milliseconds_has_a_cure_in_milliseconds(variable
 
 
 def test_other_variables_of_the_standard_are_passed_over() -> None:
-    assert loaded({"OTEL_TRACES_SAMPLER": "always_on", "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}).enabled
+    found = loaded({"OTEL_TRACES_SAMPLER": "always_on", "OTEL_EXPORTER_OTLP_INSECURE": "true"})
+    assert (found.enabled, found.passed_over) == (True, ())
+
+
+@pytest.mark.parametrize("signal", SIGNALS)
+def test_a_signal_without_an_exporter_is_not_sent(signal: str) -> None:
+    endpoints = {"endpoint": "http://c", f"{signal}_endpoint": "http://own"}
+    found = loaded({f"OTEL_{signal.upper()}_EXPORTER": "none"}, **endpoints)
+    assert [one for one in SIGNALS if found.target(one) is None] == [signal]
+    assert found.passed_over == ()
+    found = loaded({f"OTEL_{signal.upper()}_EXPORTER": "none"}, **endpoints, **{f"{signal}_exporter": "otlp"})
+    assert all(map(found.target, SIGNALS))
+
+
+@pytest.mark.parametrize(
+    ("text", "exporter", "told"),
+    [
+        ("otlp", "otlp", []),
+        ("console", "otlp", ["passed over, the agent knows otlp and none; `paste-agent report` shows it; if it is"]),
+        ("Prometheus", "otlp", ["passed over, the agent knows otlp and none; `paste-agent metrics` serves Pro"]),
+        ("otlp,zipkin", "otlp", ["zipkin is passed over, the agent knows otlp and none; if it is meant "]),
+        ("none,console", "none", ["console is passed over"]),
+        ("a, b", "otlp", ["a is passed over", "b is passed over"]),
+    ],
+)
+def test_exporters_that_the_agent_has_not_are_told_of(text: str, exporter: str, told: list[str]) -> None:
+    found = loaded({"OTEL_METRICS_EXPORTER": text}, endpoint="http://c")
+    assert found.values["metrics_exporter"] == exporter
+    for line, beginning in zip(found.passed_over, told, strict=True):
+        assert line.startswith(f"OTEL_METRICS_EXPORTER = {text!r}: {beginning}")
+        assert line.endswith(f"if it is meant for other programs, set metrics_exporter = {exporter}")
+    # Whoever has set the agent's own key has read it.
+    assert loaded({"OTEL_METRICS_EXPORTER": text}, metrics_exporter="otlp").passed_over == ()
+    assert loaded({"OTEL_METRICS_EXPORTER": text, "PASTE_AGENT_METRICS_EXPORTER": "none"}).passed_over == ()
+
+
+_COMMON = "OTEL_EXPORTER_OTLP_PROTOCOL"
+
+
+@pytest.mark.parametrize(
+    ("environ", "told"),
+    [
+        ({_COMMON: "http/protobuf"}, []),
+        ({_COMMON: " HTTP/Protobuf "}, []),
+        ({_COMMON: ""}, []),
+        ({_COMMON: "grpc"}, [f"{_COMMON} = 'grpc'"]),
+        ({_COMMON: "http/json"}, [f"{_COMMON} = 'http/json'"]),
+        ({"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "grpc"}, ["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL = 'grpc'"]),
+        ({_COMMON: "grpc", **{f"OTEL_EXPORTER_OTLP_{one.upper()}_PROTOCOL": "http/protobuf" for one in SIGNALS}}, []),
+        (
+            {_COMMON: "grpc", "OTEL_EXPORTER_OTLP_LOGS_PROTOCOL": "http/json"},
+            [f"{_COMMON} = 'grpc'", "OTEL_EXPORTER_OTLP_LOGS_PROTOCOL = 'http/json'"],
+        ),
+        (
+            {_COMMON: "http/protobuf", "OTEL_EXPORTER_OTLP_LOGS_PROTOCOL": "grpc", "OTEL_LOGS_EXPORTER": "none"},
+            [],
+        ),
+    ],
+)
+def test_protocols_that_the_agent_does_not_speak_are_told_of(environ: dict[str, str], told: list[str]) -> None:
+    cure = (
+        "passed over, the agent speaks http/protobuf alone; its endpoint is the collector's port for HTTP, usually 4318"
+    )
+    assert loaded(environ, endpoint="http://c").passed_over == tuple(f"{one}: {cure}" for one in told)
+    assert loaded(environ).passed_over == ()
 
 
 # -- high security -------------------------------------------------------------------------------------------------
