@@ -12,6 +12,13 @@ from tests.recorders import die, open_recorder
 
 
 @pytest.fixture
+def recorder(tmp_path: Path) -> Iterator[Recorder]:
+    opened = open_recorder(tmp_path)
+    yield opened
+    die(opened)
+
+
+@pytest.fixture
 def keeping(tmp_path: Path) -> Iterator[Recorder]:
     """A recorder that keeps every transaction with all that is inside of it."""
     opened = open_recorder(tmp_path, keep_all=True)

@@ -22,7 +22,8 @@ from paste_agent.instrument import sqlalchemy as sqlalchemy_instrumentation
 from paste_agent.recorder.writer import Recorder
 from paste_agent.transaction import current
 from tests.databases import Server, free_port, or_skipped, restored, running_postgresql
-from tests.recorders import die, leading, open_recorder, serve, spans_within
+from tests.instrument.querying import OF_SERVER, closing, names, spans_of, told
+from tests.recorders import leading, serve, spans_within
 
 psycopg2 = pytest.importorskip("psycopg2")
 psycopg = pytest.importorskip("psycopg")
@@ -31,20 +32,11 @@ for needed in ("psycopg2.extras", "psycopg2.pool", "psycopg2.sql", "psycopg.sql"
     import_module(needed)
 
 DRIVERS = ["psycopg2", "psycopg"]
-#: Of every span of a connection to the server.
-OF_SERVER = ("db.system.name", "db.namespace", "server.address", "server.port")
 
 
 @pytest.fixture(scope="session")
 def postgresql() -> Iterator[Server]:
     yield from or_skipped(running_postgresql)
-
-
-@pytest.fixture
-def recorder(tmp_path: Path) -> Iterator[Recorder]:
-    opened = open_recorder(tmp_path)
-    yield opened
-    die(opened)
 
 
 @pytest.fixture(autouse=True)
@@ -86,28 +78,6 @@ def instrumented(name: str) -> Any:
     instrumentation.install(module)
     instrumentation.install(module)
     return module
-
-
-def closing(connection: Any, run: Callable[[Any], object]) -> Any:
-    try:
-        return run(connection)
-    finally:
-        connection.close()
-
-
-def spans_of(
-    recorder: Recorder, driver: Any, where: dict[str, Any], run: Callable[[Any], object]
-) -> list[FinishedSpan]:
-    """What `run` leaves that gets a connection, in a request."""
-    return spans_within(recorder, lambda: closing(driver.connect(**where), run))
-
-
-def names(spans: list[FinishedSpan]) -> list[str]:
-    return [span.name for span in spans]
-
-
-def told(span: FinishedSpan, *without: str) -> dict[str, object]:
-    return {name: value for name, value in (span.attributes or {}).items() if name not in without}
 
 
 # -- what is told ----------------------------------------------------------------------------------------------------

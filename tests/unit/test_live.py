@@ -11,7 +11,6 @@ import pytest
 from paste_agent.live import Live, doing, pace, rates, snapshot
 from paste_agent.recorder import layout
 from paste_agent.recorder.writer import Recorder
-from paste_agent.runtime_dir import service_dir
 from paste_agent.settings import Settings
 from paste_agent.store.store import Store
 from tests.dashboards import Browser, dashboard_of
@@ -27,23 +26,11 @@ from tests.recorders import (
     leave,
     open_recorder,
     series_of,
-    settings_of,
     since,
     written,
 )
 
 STACK = 'File "/srv/shop/stock.py", line 7, in reserve'
-
-
-@pytest.fixture
-def found(tmp_path: Path) -> Settings:
-    tmp_path.chmod(0o700)
-    return settings_of(tmp_path)
-
-
-@pytest.fixture
-def directory(found: Settings) -> Path:
-    return Path(service_dir(found, {}))
 
 
 @pytest.fixture
