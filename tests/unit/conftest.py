@@ -9,6 +9,7 @@ import pytest
 
 from paste_agent.runtime_dir import service_dir
 from paste_agent.settings import Settings
+from paste_agent.store.store import Store
 from tests.filtering import Measured
 from tests.recorders import settings_of
 
@@ -33,6 +34,14 @@ def measure(tmp_path: Path) -> Iterator[Callable[..., Measured]]:
 @pytest.fixture
 def service(measure: Callable[..., Measured]) -> Measured:
     return measure()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    """An empty one."""
+    opened = Store(str(tmp_path / "shop.sqlite"))
+    yield opened
+    opened.close()
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import os
 import pickle
 import sqlite3
 import time
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from urllib.parse import quote, urlencode
@@ -34,13 +33,6 @@ HOSTILE = (
 )
 SEEN = HOSTILE.replace("\u202e", "\ufffd").replace("\x00", "\ufffd").replace("\ud800", "\ufffd")
 STORABLE = HOSTILE.replace("\ud800", "")
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    opened = Store(str(tmp_path / "shop.sqlite"))
-    yield opened
-    opened.close()
 
 
 @pytest.fixture
