@@ -8,7 +8,13 @@ from pathlib import Path
 import pytest
 
 from paste_agent.recorder.writer import Recorder
+from tests.databases import Server, or_skipped, running_postgresql
 from tests.recorders import die, open_recorder
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[Server]:
+    yield from or_skipped(running_postgresql)
 
 
 @pytest.fixture
