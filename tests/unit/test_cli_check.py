@@ -178,10 +178,17 @@ def test_a_collector_that_refuses_the_connection_is_found(run: Run, tmp_path: Pa
     failed(result, "collector, traces", "collector, metrics", "refused")
 
 
-def test_the_port_for_grpc_is_pointed_out(run: Run, tmp_path: Path) -> None:
-    # Nobody listens at this address of the loopback; whoever listens at the port of others is not asked.
-    result = run("check", ini_of(tmp_path, "endpoint = http://127.43.17.9:4317"))
-    failed(result, "v1/traces: connection refused; 4317 is usually a collector's port for gRPC, ", "usually 4318")
+def test_the_port_for_grpc_is_pointed_out(
+    run: Run, tmp_path: Path, collector: _Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "HTTP_PROXY"):  # so that the port need not be free
+        monkeypatch.setenv(name, f"http://127.0.0.1:{collector.server_port}")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    path = ini_of(tmp_path, "endpoint = http://collector.test:4317")
+    assert "4318" not in run("check", path).output  # some collector takes HTTP there
+    collector.status = 415
+    failed(run("check", path), "415 Unsupported Media Type; 4317 is usually a collector's port for gRPC, its port for ")
 
 
 def test_variables_that_are_passed_over_are_told_of(
