@@ -389,7 +389,8 @@ _GRPC_PORT = 4317
 
 def _cure(reason: str, url: str) -> str:
     cure = _CURES.get(reason) or (_CHECK_ADDRESS if reason.startswith("status_3") else "see the collector's own log")
-    return f"{cure}; {hint}" if (hint := _port_hint(reason, url)) else cure
+    hint = _port_hint(reason, url)
+    return f"{cure}{' ' if cure.endswith('?') else '; '}{hint}" if hint else cure
 
 
 def _port_hint(reason: str, url: str) -> str:
