@@ -2,7 +2,8 @@
 
     python docs/generate.py                        docs/settings.md and docs/metrics.md
     python docs/generate.py --pictures INI ID      docs/images/report.svg and trace.svg, of what INI's service has
-                                                   measured, and of the trace with that ID
+                                                   measured, and of the trace with that ID: a GET /report/sales of
+                                                   the demo, while it runs, after `paste-agent demo-traffic --hang`
     python docs/generate.py --screenshots INI      docs/images/dashboard*.png, of what INI's service has measured in the
                                                    last 15 minutes: the demo's, after `paste-agent demo-traffic --hang`.
                                                    Takes Chromium, ChromeDriver, and `pip install selenium Pillow`

@@ -5,6 +5,7 @@ Imported by the process that leads, when it first does: the other workers do not
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 import time
 from collections import deque
@@ -159,12 +160,14 @@ class Leadership:
         self._lead.close_readers()
 
     def say_start(self, level: int) -> None:
-        """The one line of a start: which service reports where."""
+        """The one line of a start: which service reports where. With it, what of the environment is passed over."""
         settings = self._settings
         targets = [target for target in map(settings.target, SIGNALS) if target is not None]
         goes_to = f", sent to {', '.join(dict.fromkeys(_host_of(target.url) for target in targets))}" if targets else ""
         name, path = settings.service_name, self._lead.store.path
         say(level, f"service {name}: measurements in {path}{goes_to}")
+        for line in settings.passed_over if level >= logging.INFO else ():
+            say(logging.WARNING, f"{name}: {line}")
 
     def _take(self, traces: deque[TraceRow]) -> None:
         self._lead.take_traces(traces)

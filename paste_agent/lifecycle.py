@@ -118,6 +118,8 @@ class Agent:
         if recorder is not None:
             if reporter is not None and probes.has_served_its_time():
                 recorder.set_word(layout.W_RECYCLED, 1)
+            if reporter is not None:
+                reporter.leave_last()
             recorder.mark_closed()
         if reporter is not None:
             reporter.finish(self.settings.shutdown_timeout_s)

@@ -31,6 +31,8 @@ _MOST, _STACKS = 200, 20
 _CHUNK = 4096
 #: What is younger may not be all written; the drain leaves it alone as well.
 _YOUTH_NS = 100_000_000
+#: What the rate at one look is of: so long, or no more drained records of each process than these.
+RATE_S, _RATE_RECORDS = 10.0, 2048
 #: Directories of users in /dev/shm.
 _OF_USER = re.compile(r"paste-agent-([0-9]{1,10})", re.ASCII)
 
@@ -137,6 +139,55 @@ def doing(settings: Settings) -> tuple[list[Doing], str]:
     except _Unknown as error:
         return [], str(error)
     return sorted(found, key=lambda one: -one.age_s), ""
+
+
+class Rate(NamedTuple):
+    """Requests that a process has finished lately."""
+
+    requests: int
+    seconds: float  #: in which they ended: RATE_S, or fewer where its last records do not go back so far
+
+
+def rates(settings: Settings) -> dict[str, Rate]:
+    """How many requests each process has finished lately, by id of its recorder; empty when nothing can be said.
+
+    Unlike `pace` it needs one look: what has been drained stays in the ring until it is written over.
+    """
+    try:
+        directory = _directory(settings)
+        return {reader.id: _rate(reader) for reader in _readers(directory, _names(directory), [])}
+    except _Unknown:
+        return {}
+
+
+def _rate(reader: Reader) -> Rate:
+    now_ns = time.perf_counter_ns()
+    tail, ring = reader.words()[layout.W_TAIL], reader.geometry.records
+    first = position = max(0, tail - min(_RATE_RECORDS, ring))
+    end = tail + ring  # a forged file may go on for ever, a ring does not
+    kinds: dict[int, bool] = {}
+    ended_ns: list[int] = []
+    oldest_ns = now_ns
+    while position < end and (data := reader.chunk(position, min(_CHUNK, end - position))):
+        for series, _, _, start_ns, duration_ns, sequence in layout.RECORDS.iter_unpack(data):
+            position += 1
+            if sequence == position:
+                oldest_ns = min(oldest_ns, start_ns + duration_ns)
+                if series not in kinds:
+                    kinds[series] = _is_request(reader, series)
+                if kinds[series]:
+                    ended_ns.append(start_ns + duration_ns)
+            elif position > tail:  # else it was written over, or never written
+                end = position
+                break
+    known_ns = max(reader.opened_ns, now_ns - round(RATE_S * _NS), oldest_ns if first else 0)
+    requests = sum(known_ns <= one <= now_ns for one in ended_ns)
+    return Rate(requests, max(0, now_ns - known_ns) / _NS)
+
+
+def _is_request(reader: Reader, series: int) -> bool:
+    entry = reader.series(series & ~layout.FAILED)
+    return entry is not None and entry[0] & ~layout.KIND_OVERFLOW == layout.KIND_SERVER
 
 
 # -- between snapshots ---------------------------------------------------------------------------------------------

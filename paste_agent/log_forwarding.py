@@ -160,6 +160,7 @@ class Forwarding:
         self._handler: ForwardingHandler | None = None
         self._files: deque[str] = deque()
         self._written = self._told = 0
+        self._telling = native.make_lock()
         self._stopped = False
         if settings.forward_logs == "off" or settings.target("logs") is None:
             return
@@ -196,17 +197,30 @@ class Forwarding:
 
     def write(self) -> None:
         """Hand on what has been logged since."""
-        handler = self._handler
-        if handler is None:
+        if self._handler is None:
             return
-        lost, self._told = handler.dropped - self._told, handler.dropped
-        if lost > 0:
-            now_ns = time.perf_counter_ns()
-            if not self._recorder.word(layout.W_CLOSED):
-                self._recorder.record_span((layout.KIND_COUNT, (DROPPED,)), now_ns - lost, lost)
-            self._warn("log records", f"more than {PER_MINUTE:g} log records a minute: {lost} were not forwarded")
-        while handler.entries:
-            self._write_some(handler.entries)
+        self._count_dropped(self._handler)
+        while self._handler.entries:
+            self._write_some(self._handler.entries)
+
+    def finish(self) -> None:
+        """The process ends: take no more records, and count those that were dropped, while its recorder is open."""
+        self.stop()
+        if self._handler is not None:
+            self._count_dropped(self._handler)
+
+    def _count_dropped(self, handler: ForwardingHandler) -> None:
+        # By the reporter once a second, and by whichever thread ends the process: nobody else waits for this.
+        self._telling.acquire()
+        try:
+            lost = handler.dropped - self._told
+            if lost <= 0 or self._recorder.word(layout.W_CLOSED):
+                return
+            self._told += lost
+            self._recorder.record_span((layout.KIND_COUNT, (DROPPED,)), time.perf_counter_ns() - lost, lost)
+        finally:
+            self._telling.release()
+        self._warn("log records", f"more than {PER_MINUTE:g} log records a minute: {lost} were not forwarded")
 
     def _write_some(self, entries: deque[LogEntry]) -> None:
         with native.UNDIVIDED:

@@ -67,11 +67,17 @@ class Reporter:
             self._logs.listen()
         native.start_thread(self._run)
 
-    def finish(self, timeout_s: float) -> None:
-        """End the thread after a last drain and export; waits so long and no longer."""
-        self._deadline = time.monotonic() + timeout_s
+    def leave_last(self) -> None:
+        """Leave in the recorder what only the last moment knows, before it is marked closed. Raises nothing."""
         if self._logs is not None:
-            self._logs.stop()
+            try:
+                self._logs.finish()
+            except Exception as fault:
+                self._recorder.on_fault("log records", fault)
+
+    def finish(self, timeout_s: float) -> None:
+        """End the thread after a last drain and export; waits so long and no longer. The recorder is marked closed."""
+        self._deadline = time.monotonic() + timeout_s
         self._stop.set()
         self._done.wait(timeout_s)
 

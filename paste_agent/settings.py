@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from paste_agent import headers, kinds
@@ -81,6 +81,15 @@ def _milliseconds(text: str) -> str:
     return repr(number / 1000)
 
 
+_EXPORTERS = ("otlp", "none")
+
+
+def _known_exporter(text: str) -> str:
+    # Of several, as the standard has it, ours; whoever names others alone may mean other programs.
+    named = kinds.words(text.lower())
+    return "none" if "none" in named and "otlp" not in named else "otlp"
+
+
 class Setting(NamedTuple):
     """One row: a key of `[filter:agent]` and all that is known about it."""
 
@@ -135,6 +144,14 @@ def _otlp_rows(signal: str) -> list[Setting]:
     ]  # fmt: skip
 
 
+def _exporter(signal: str) -> Setting:
+    kept = "exceptions are kept with their traces all the same" if signal == "logs" else "they are kept all the same"
+    return Setting(
+        f"{signal}_exporter", kinds.choice(*_EXPORTERS), "otlp", "", f"Whether {signal} are sent: otlp or none; {kept}.",
+        otel=f"OTEL_{signal.upper()}_EXPORTER", from_otel=_known_exporter,
+    )  # fmt: skip
+
+
 TABLE: dict[str, Setting] = {
     row.key: row
     for row in [
@@ -149,7 +166,7 @@ TABLE: dict[str, Setting] = {
         Setting("runtime_dir", kinds.path, None, "", "Directory for flight recorders and lease, private to the user, best on a memory file system.",
                 default_text="`/dev/shm/paste-agent-<uid>`, else `$XDG_RUNTIME_DIR/paste-agent`"),
         *_otlp_rows(""),
-        *(row for signal in SIGNALS for row in _otlp_rows(signal)),
+        *(row for signal in SIGNALS for row in (_exporter(signal), *_otlp_rows(signal))),
         Setting("report_interval_s", _seconds, 60.0, "s", "Between exports of metrics. Draining is every second, whatever this says.",
                 otel="OTEL_METRIC_EXPORT_INTERVAL", from_otel=_milliseconds),
         Setting("trace_interval_s", _seconds, 5.0, "s", "Between exports of kept traces and their exceptions.",
@@ -289,6 +306,8 @@ class Settings:
         overruled: keys whose values `high_security` has replaced.
         """
         self.overruled = tuple(overruled)
+        #: Of standard variables that ask for what the agent does not do, a line each, for a person.
+        self.passed_over: tuple[str, ...] = ()
         self.values = dict(values)
         self.origins = dict(origins)
         self.section = section
@@ -296,7 +315,9 @@ class Settings:
             setattr(self, key, values[key])
 
     def target(self, signal: str) -> Target | None:
-        """Where `signal` (one of SIGNALS) is sent; None when no endpoint is set for it."""
+        """Where `signal` (one of SIGNALS) is sent; None when no endpoint is set for it, or it is not to be sent."""
+        if self.values[f"{signal}_exporter"] == "none":
+            return None
 
         def of(key: str) -> object:
             own = self.values[f"{signal}_{key}"]
@@ -362,7 +383,42 @@ def load(
         values[row.key], origins[row.key] = _effective(row, local_conf, environ, section)
     overruled = _overrule(values) if values["high_security"] else ()
     _derive(values, global_conf, environ, fallback_name)
-    return Settings(values, origins, section, overruled)
+    found = Settings(values, origins, section, overruled)
+    found.passed_over = tuple(dict.fromkeys((*_other_exporters(found, environ), *_other_protocols(found, environ))))
+    return found
+
+
+_PROTOCOL = "http/protobuf"
+#: What there is for whoever wants another exporter.
+_INSTEAD = {"prometheus": "`paste-agent metrics` serves Prometheus", "console": "`paste-agent report` shows it"}
+
+
+def _other_exporters(found: Settings, environ: Mapping[str, str]) -> Iterator[str]:
+    for signal in SIGNALS:
+        row = TABLE[f"{signal}_exporter"]
+        if found.origins[row.key] != row.otel:
+            continue  # who sets the agent's own key has answered
+        named = kinds.words(environ[row.otel].lower())
+        for word in named:
+            if word not in _EXPORTERS:
+                which = f"{word} is " if len(named) > 1 else ""
+                instead = f"{_INSTEAD[word]}; " if word in _INSTEAD else ""
+                yield (
+                    f"{row.otel} = {environ[row.otel]!r}: {which}passed over, the agent knows otlp and none; {instead}"
+                    f"if it is meant for other programs, set {row.key} = {found.values[row.key]}"
+                )
+
+
+def _other_protocols(found: Settings, environ: Mapping[str, str]) -> Iterator[str]:
+    for signal in SIGNALS:
+        own, common = f"OTEL_EXPORTER_OTLP_{signal.upper()}_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"
+        variable = own if environ.get(own) else common
+        protocol = environ.get(variable, "")
+        if protocol and protocol.strip().lower() != _PROTOCOL and found.target(signal) is not None:
+            yield (
+                f"{variable} = {protocol!r}: passed over, the agent speaks {_PROTOCOL} alone; "
+                "its endpoint is the collector's port for HTTP, usually 4318"
+            )
 
 
 _VARIABLES = {row.variable: row.key for row in TABLE.values()}

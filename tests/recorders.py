@@ -286,6 +286,22 @@ def leading(
         lead.close()
 
 
+def serving(directory: Path, **keys: Any) -> Recorder:
+    """A recorder of a process that serves."""
+    opened = open_recorder(directory, **keys)
+    opened.set_word(layout.W_SERVING, 1)
+    return opened
+
+
+def reading(lead: Lead, metric: str, **attributes: object) -> list[float]:
+    """What the gauges of a lead show that have these attributes."""
+    return [
+        found.value
+        for found in lead.readings
+        if found.metric == metric and attributes.items() <= dict(found.attributes).items()
+    ]
+
+
 def requests_of(store: Store) -> dict[tuple[Any, Any, Any], int]:
     """Totals by method, route and status."""
     counts: dict[tuple[Any, Any, Any], int] = {}

@@ -93,10 +93,13 @@ def _check_service(findings: _Findings, path: str, found: Settings) -> None:
     for key in found.overruled:
         findings.warn(f"[{found.section}] {key}: overruled by high_security")
     if found.forward_logs != "off" and found.target("logs") is None:
-        findings.warn(f"[{found.section}] forward_logs: nothing is forwarded without an endpoint")
+        why = "with logs_exporter = none" if found.values["logs_exporter"] == "none" else "without an endpoint"
+        findings.warn(f"[{found.section}] forward_logs: nothing is forwarded {why}")
     if not found.enabled:
         findings.warn(f"[{found.section}]: enabled = false, nothing is measured")
         return
+    for line in found.passed_over:
+        findings.warn(line)
     try:
         findings.good(f"flight recorders in {service_dir(found, os.environ)}")
     except AgentError as error:
@@ -130,9 +133,13 @@ def _check_store(findings: _Findings, found: Settings) -> None:
 
 
 def _check_collector(findings: _Findings, found: Settings) -> None:
+    unsent = [signal for signal in settings.SIGNALS if found.values[f"{signal}_exporter"] == "none"]
     if not any(found.target(signal) for signal in settings.SIGNALS):
-        findings.good("no endpoint: measurements stay in the store")
+        why = "nothing is sent" if len(unsent) == len(settings.SIGNALS) else "no endpoint"
+        findings.good(f"{why}: measurements stay in the store")
         return
+    for signal in unsent:
+        findings.good(f"collector, {signal}: not sent, {signal}_exporter = none")
     problems = connection.problems(found)
     for problem in problems:
         say = findings.fail if problem.fatal else findings.warn

@@ -56,6 +56,8 @@ def _stop(text: str) -> None:
 def _try(found: Settings, place: str, timeout_s: float | None) -> bool:
     """Whether all was taken."""
     targets = {signal: target for signal in SIGNALS if (target := found.target(signal)) is not None}
+    if all(found.values[f"{signal}_exporter"] == "none" for signal in SIGNALS):
+        _stop(f"{place}: nothing is sent, the exporter of each signal is none; set `traces_exporter` to otlp")
     if not targets:
         _stop(f"{place}: no endpoint, nothing is sent; set `endpoint`, for example to http://127.0.0.1:4318")
     from paste_agent.exporters.otlp import try_collector
@@ -63,9 +65,9 @@ def _try(found: Settings, place: str, timeout_s: float | None) -> bool:
     console = console_of()
     trace_id = os.urandom(16)
     console.print(Text(f"service {found.service_name}, trace {trace_id.hex()}"), soft_wrap=True)
-    for problem in connection.problems(found):
-        if not problem.fatal:  # what is, each signal says
-            console.print(Text.assemble(("!", "bold yellow"), f" {problem}"), soft_wrap=True)
+    # What is fatal, each signal says.
+    for line in (*found.passed_over, *(str(one) for one in connection.problems(found) if not one.fatal)):
+        console.print(Text.assemble(("!", "bold yellow"), f" {line}"), soft_wrap=True)
     good = True
     limit_s = timeout_s or max(target.timeout_s for target in targets.values())
     for tried in try_collector(found, limit_s, _bodies(found, trace_id)):

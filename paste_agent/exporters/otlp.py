@@ -180,6 +180,8 @@ class Sender:
             items = _ITEMS[self.signal][: -1 if outcome.rejected == 1 else None]
             rejected = f"partial success, {outcome.rejected} {items} rejected" if outcome.rejected else ""
             said = ": ".join(filter(None, (str(answer.status), rejected, outcome.detail)))
+        elif hint := _port_hint(outcome.reason, self.url):
+            said = f"{said}; {hint}"
         took = outcome.kind == "sent" and not outcome.rejected
         return Tried(self.signal, self.url, took, said, self._clock() - started)
 
@@ -382,8 +384,21 @@ _CURES = {
 }
 
 
-def _cure(reason: str) -> str:
-    return _CURES.get(reason) or (_CHECK_ADDRESS if reason.startswith("status_3") else "see the collector's own log")
+_GRPC_PORT = 4317
+
+
+def _cure(reason: str, url: str) -> str:
+    cure = _CURES.get(reason) or (_CHECK_ADDRESS if reason.startswith("status_3") else "see the collector's own log")
+    hint = _port_hint(reason, url)
+    return f"{cure}{' ' if cure.endswith('?') else '; '}{hint}" if hint else cure
+
+
+def _port_hint(reason: str, url: str) -> str:
+    """What may be wrong with the port of a URL that took nothing; '' when it is not the port."""
+    # Some collector may well take HTTP there: said only where this one does not.
+    if urlsplit(url).port != _GRPC_PORT or reason in ("file", "partial_success"):
+        return ""
+    return f"{_GRPC_PORT} is usually a collector's port for gRPC, its port for HTTP is usually 4318"
 
 
 # -- the store's outbox --------------------------------------------------------------------------------------------
@@ -547,10 +562,12 @@ def _complaint(sender: Sender, outcome: Outcome, lost: int) -> str:
     items = _ITEMS[sender.signal]
     if outcome.kind == "sent":
         took = f"rejected {lost} {items}" if lost else f"has something to say about {items}"
-        return f"{sender.url} {took}: {outcome.detail or 'it does not say why'}; {_cure(outcome.reason)}"
+        return f"{sender.url} {took}: {outcome.detail or 'it does not say why'}; {_cure(outcome.reason, sender.url)}"
     if outcome.kind == "refused":
-        return f"{sender.url} refused {lost} {items} for good: {outcome.detail}; {_cure(outcome.reason)}"
-    return f"{sender.url} did not take {items}: {outcome.detail}; they are sent later; {_cure(outcome.reason)}"
+        return f"{sender.url} refused {lost} {items} for good: {outcome.detail}; {_cure(outcome.reason, sender.url)}"
+    return (
+        f"{sender.url} did not take {items}: {outcome.detail}; they are sent later; {_cure(outcome.reason, sender.url)}"
+    )
 
 
 def try_collector(settings: Settings, timeout_s: float, bodies: Mapping[str, bytes] | None = None) -> Iterator[Tried]:

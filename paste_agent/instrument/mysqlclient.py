@@ -14,13 +14,13 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any
 
-from paste_agent.instrument.dbapi import MARK, SEEN, Call, Target, connecting, finishing, plan_of_rows
-from paste_agent.instrument.pymysql import MySQL, of_cursor, selecting, target_of_parameters
+from paste_agent.instrument.dbapi import MARK, SEEN, Call, Target, connecting, plan_of_rows
+from paste_agent.instrument.mysql import MySQL, instrument, system_of, target_of_parameters
 
 
 class _MySQLClient(MySQL):
     def target_of(self, connection: Any) -> Target:
-        return Target("mariadb" if "MariaDB" in str(connection.get_server_info()) else "mysql")
+        return Target(system_of(connection))
 
     def target_of_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Target:
         return target_of_parameters(args[1:], kwargs)
@@ -49,16 +49,7 @@ def install(module: ModuleType) -> None:
     if getattr(cursor, SEEN, False):
         return
     driver = _MySQLClient(cursors)
-    wrapped = [
-        *of_cursor(driver, cursor),
-        (connection, "__init__", _connecting(driver, connection.__init__)),
-        (connection, "commit", finishing(driver, connection.commit, "COMMIT")),
-        (connection, "rollback", finishing(driver, connection.rollback, "ROLLBACK")),
-        (connection, "select_db", selecting(driver, connection.select_db)),
-        (connection, SEEN, True),
-    ]
-    for where, name, value in wrapped:
-        setattr(where, name, value)
+    instrument(driver, cursor, connection, "__init__", _connecting(driver, connection.__init__))
 
 
 def _connecting(driver: _MySQLClient, original: Call) -> Call:

@@ -61,7 +61,7 @@ format = %(levelname)s [%(name)s] %(message)s
 
 @classes("sync", "gthread", "gevent", "eventlet")
 def test_an_application_that_logs_goes_on(tmp_path: Path, worker_class: str) -> None:
-    """From the first moment on, when the lead says its line of a start, and while it exports."""
+    """From the first moment on, when the lead says its lines of a start, and while it exports."""
     (tmp_path / "chatty.py").write_text(APPLICATION)
     server_settings = NO_CONTROL_SOCKET_INI + ("threads = 8" if worker_class == "gthread" else "")
     (tmp_path / "a.ini").write_text(INI.format(here=tmp_path, worker_class=worker_class, server=server_settings))
@@ -79,7 +79,7 @@ def test_an_application_that_logs_goes_on(tmp_path: Path, worker_class: str) -> 
 
     with Receiver() as collector:
         command = [sys.executable, "-c", "from paste_agent.server.gunicorn_paster import run; run()", "a.ini"]
-        env = environment(OTEL_EXPORTER_OTLP_ENDPOINT=collector.endpoint)
+        env = environment(OTEL_EXPORTER_OTLP_ENDPOINT=collector.endpoint, OTEL_EXPORTER_OTLP_PROTOCOL="grpc")
         with serve(command, tmp_path, env, wait=False) as server:
             server.wait_for_output("Listening at")
             port = int(server.output().partition("Listening at: http://127.0.0.1:")[2].split()[0])
@@ -96,5 +96,6 @@ def test_an_application_that_logs_goes_on(tmp_path: Path, worker_class: str) -> 
     assert sent == CLIENTS * (REQUESTS // (10 if worker_class == "sync" else 1))
     assert output.count("[chatty] line 0") == sent
     assert output.count("INFO [paste_agent] service chatty: measurements in") == 1
+    assert output.count("WARNING [paste_agent] chatty: OTEL_EXPORTER_OTLP_PROTOCOL = 'grpc': passed over") == 1
     assert "[urllib3" not in output  # the agent's own exports are nobody's business
     assert sum(collector.request_counts().values()) == sent

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import types
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import celery
@@ -21,14 +20,7 @@ from paste_agent.recorder import layout
 from paste_agent.recorder.writer import Recorder
 from paste_agent.transaction import current
 from tests.instrumented import instrumented
-from tests.recorders import die, open_recorder, spans_within
-
-
-@pytest.fixture
-def recorder(tmp_path: Path) -> Iterator[Recorder]:
-    opened = open_recorder(tmp_path)
-    yield opened
-    die(opened)
+from tests.recorders import spans_within
 
 
 class _Opened:

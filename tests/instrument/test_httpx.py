@@ -7,7 +7,6 @@ import threading
 import types
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -21,14 +20,7 @@ from paste_agent.recorder.writer import Recorder
 from paste_agent.transaction import current
 from tests.caches import free_port
 from tests.instrumented import instrumented
-from tests.recorders import die, open_recorder, serve, spans_within
-
-
-@pytest.fixture
-def recorder(tmp_path: Path) -> Iterator[Recorder]:
-    opened = open_recorder(tmp_path)
-    yield opened
-    die(opened)
+from tests.recorders import serve, spans_within
 
 
 @pytest.fixture(autouse=True)

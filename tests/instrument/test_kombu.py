@@ -5,7 +5,6 @@ from __future__ import annotations
 import socket
 import types
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import kombu
@@ -17,17 +16,10 @@ from paste_agent.inside import MESSAGE
 from paste_agent.instrument import kombu as instrumentation
 from paste_agent.recorder.writer import Recorder
 from tests.instrumented import instrumented
-from tests.recorders import die, open_recorder, reader_of, serve, spans_within
+from tests.recorders import reader_of, serve, spans_within
 
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
 PARENT = {"HTTP_TRACEPARENT": f"00-{TRACE_ID}-00f067aa0ba902b7-01", "HTTP_BAGGAGE": "tenant=7"}
-
-
-@pytest.fixture
-def recorder(tmp_path: Path) -> Iterator[Recorder]:
-    opened = open_recorder(tmp_path)
-    yield opened
-    die(opened)
 
 
 @pytest.fixture(autouse=True)

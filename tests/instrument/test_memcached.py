@@ -18,14 +18,7 @@ from paste_agent.recorder import layout
 from paste_agent.recorder.writer import Recorder
 from tests.caches import free_port, memcached_port  # noqa: F401
 from tests.instrumented import instrumented
-from tests.recorders import die, open_recorder, spans_within
-
-
-@pytest.fixture
-def recorder(tmp_path: Path) -> Iterator[Recorder]:
-    opened = open_recorder(tmp_path)
-    yield opened
-    die(opened)
+from tests.recorders import spans_within
 
 
 @pytest.fixture(autouse=True)

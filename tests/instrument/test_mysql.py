@@ -11,30 +11,22 @@ import pytest
 
 from paste_agent import statements
 from paste_agent.aggregate import DATABASE_DURATION
-from paste_agent.inside import DATABASE, FinishedSpan
+from paste_agent.inside import DATABASE
 from paste_agent.instrument import dbapi
 from paste_agent.instrument import mysqlclient as mysqlclient_instrumentation
 from paste_agent.instrument import pymysql as pymysql_instrumentation
 from paste_agent.instrument import sqlalchemy as sqlalchemy_instrumentation
 from paste_agent.recorder.writer import Recorder
 from tests.databases import Server, free_port, or_skipped, restored, running_mariadb
-from tests.recorders import die, leading, open_recorder, serve, spans_within
+from tests.instrument.querying import OF_SERVER, closing, names, spans_of, told
+from tests.recorders import leading, serve, spans_within
 
 INSTRUMENTATIONS: dict[str, Any] = {"pymysql": pymysql_instrumentation, "MySQLdb": mysqlclient_instrumentation}
-#: Of every span of a connection to the server.
-OF_SERVER = ("db.system.name", "db.namespace", "server.address", "server.port")
 
 
 @pytest.fixture(scope="session")
 def mariadb() -> Iterator[Server]:
     yield from or_skipped(running_mariadb)
-
-
-@pytest.fixture
-def recorder(tmp_path: Path) -> Iterator[Recorder]:
-    opened = open_recorder(tmp_path)
-    yield opened
-    die(opened)
 
 
 @pytest.fixture(params=list(INSTRUMENTATIONS))
@@ -68,28 +60,6 @@ def where(mariadb: Server) -> dict[str, Any]:
         "password": "",
         "database": mariadb.database,
     }
-
-
-def closing(connection: Any, run: Callable[[Any], object]) -> Any:
-    try:
-        return run(connection)
-    finally:
-        connection.close()
-
-
-def spans_of(
-    recorder: Recorder, driver: Any, where: dict[str, Any], run: Callable[[Any], object]
-) -> list[FinishedSpan]:
-    """What `run` leaves that gets a connection, in a request."""
-    return spans_within(recorder, lambda: closing(driver.connect(**where), run))
-
-
-def names(spans: list[FinishedSpan]) -> list[str]:
-    return [span.name for span in spans]
-
-
-def told(span: FinishedSpan, *without: str) -> dict[str, object]:
-    return {name: value for name, value in (span.attributes or {}).items() if name not in without}
 
 
 def test_a_statement_tells_what_it_is_and_where(recorder: Recorder, driver: Any, where: dict[str, Any]) -> None:

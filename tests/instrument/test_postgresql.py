@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import pickle
-import uuid
 from collections.abc import Callable, Iterator
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -21,93 +18,29 @@ from paste_agent.instrument import psycopg2 as psycopg2_instrumentation
 from paste_agent.instrument import sqlalchemy as sqlalchemy_instrumentation
 from paste_agent.recorder.writer import Recorder
 from paste_agent.transaction import current
-from tests.databases import Server, free_port, or_skipped, restored, running_postgresql
-from tests.recorders import die, leading, open_recorder, serve, spans_within
-
-psycopg2 = pytest.importorskip("psycopg2")
-psycopg = pytest.importorskip("psycopg")
-sqlalchemy = pytest.importorskip("sqlalchemy")
-for needed in ("psycopg2.extras", "psycopg2.pool", "psycopg2.sql", "psycopg.sql", "sqlalchemy.engine.default"):
-    import_module(needed)
+from tests.databases import Server, free_port
+from tests.instrument.postgresql import as_they_were, instrumented, psycopg, psycopg2, sqlalchemy, where_of
+from tests.instrument.querying import OF_SERVER, closing, names, spans_of, told
+from tests.recorders import leading, serve, spans_within
 
 DRIVERS = ["psycopg2", "psycopg"]
-#: Of every span of a connection to the server.
-OF_SERVER = ("db.system.name", "db.namespace", "server.address", "server.port")
-
-
-@pytest.fixture(scope="session")
-def postgresql() -> Iterator[Server]:
-    yield from or_skipped(running_postgresql)
-
-
-@pytest.fixture
-def recorder(tmp_path: Path) -> Iterator[Recorder]:
-    opened = open_recorder(tmp_path)
-    yield opened
-    die(opened)
 
 
 @pytest.fixture(autouse=True)
 def unpatched() -> Iterator[None]:
-    dialect = sqlalchemy.engine.default.DefaultDialect
-    of_psycopg2 = import_module("sqlalchemy.dialects.postgresql.psycopg2").PGDialect_psycopg2
-    classes = (
-        of_psycopg2,
-        psycopg.Cursor,
-        psycopg.ServerCursor,
-        psycopg.Connection,
-        dialect,
-        sqlalchemy.pool.QueuePool,
-    )
-    with restored(psycopg2, psycopg, *classes):
+    with as_they_were():
         yield
-    statements.configure("sanitised", False)
 
 
 @pytest.fixture
 def where(postgresql: Server) -> dict[str, Any]:
-    return {
-        "host": postgresql.host,
-        "port": postgresql.port,
-        "user": postgresql.user,
-        "dbname": postgresql.database,
-    }
+    return where_of(postgresql)
 
 
 @pytest.fixture(params=DRIVERS)
 def driver(request: pytest.FixtureRequest) -> Any:
     """A module that is instrumented, twice, which is once."""
     return instrumented(request.param)
-
-
-def instrumented(name: str) -> Any:
-    module = {"psycopg2": psycopg2, "psycopg": psycopg}[name]
-    instrumentation: Any = {"psycopg2": psycopg2_instrumentation, "psycopg": psycopg_instrumentation}[name]
-    instrumentation.install(module)
-    instrumentation.install(module)
-    return module
-
-
-def closing(connection: Any, run: Callable[[Any], object]) -> Any:
-    try:
-        return run(connection)
-    finally:
-        connection.close()
-
-
-def spans_of(
-    recorder: Recorder, driver: Any, where: dict[str, Any], run: Callable[[Any], object]
-) -> list[FinishedSpan]:
-    """What `run` leaves that gets a connection, in a request."""
-    return spans_within(recorder, lambda: closing(driver.connect(**where), run))
-
-
-def names(spans: list[FinishedSpan]) -> list[str]:
-    return [span.name for span in spans]
-
-
-def told(span: FinishedSpan, *without: str) -> dict[str, object]:
-    return {name: value for name, value in (span.attributes or {}).items() if name not in without}
 
 
 # -- what is told ----------------------------------------------------------------------------------------------------
@@ -278,6 +211,50 @@ def test_outside_of_a_transaction_nothing_is_told(recorder: Recorder, driver: An
     assert recorder.last == before
 
 
+@pytest.mark.parametrize("name", DRIVERS)
+def test_what_goes_wrong_goes_wrong_as_ever(recorder: Recorder, where: dict[str, Any], name: str) -> None:
+    """With and without the agent, in a request and outside: the same type, message, cause and context."""
+    module = {"psycopg2": psycopg2, "psycopg": psycopg}[name]
+
+    def said() -> list[tuple[Any, ...]]:
+        found: list[tuple[Any, ...]] = []
+
+        def attempt(call: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+            try:
+                call(*args, **kwargs)
+            except Exception as error:
+                found.append((type(error), str(error), error.__cause__, type(error.__context__)))
+            else:
+                found.append(())
+
+        connection = module.connect(**where)
+        cursor = connection.cursor()
+        for args in [("SELECT %s",), ("SELECT %s", ()), ("SELECT %s", (object,)), (7,), (None,), (), ("", 1, 2, 3, 4)]:
+            attempt(cursor.execute, *args)
+            connection.rollback()
+        attempt(cursor.execute, absent="SELECT 1")
+        attempt(cursor.executemany, "SELECT %s")
+        attempt(cursor.fetchall)
+        attempt(connection.cursor, 1, 2, 3, 4, 5, 6)
+        attempt(connection.commit, 1)
+        cursor.close()
+        attempt(cursor.execute, "SELECT 1")
+        connection.close()
+        attempt(connection.commit)
+        attempt(connection.cursor)
+        attempt(module.connect, 7)
+        attempt(module.connect, "host=127.0.0.1 absent=1")
+        return found
+
+    expected = said()
+    assert len(expected) == 17
+    instrumented(name)
+    assert said() == expected
+    within: list[Any] = []
+    serve(recorder, meanwhile=lambda: within.extend(said()))
+    assert within == expected
+
+
 # -- plans -----------------------------------------------------------------------------------------------------------
 
 
@@ -385,173 +362,6 @@ def test_no_more_plans_than_ten_a_minute(recorder: Recorder, driver: Any, where:
             cursor.execute(SLOW, ("a",))
 
     assert len(plans(spans_of(recorder, driver, where, run))) == 10
-
-
-# -- psycopg2 --------------------------------------------------------------------------------------------------------
-
-
-def test_what_belongs_to_psycopg2_works_with_it(recorder: Recorder, where: dict[str, Any]) -> None:
-    instrumented("psycopg2")
-
-    def run(connection: Any) -> None:
-        assert isinstance(connection, psycopg2.extensions.connection)
-        psycopg2.extras.register_uuid(conn_or_curs=connection)
-        cursor = connection.cursor()
-        assert isinstance(cursor, psycopg2.extensions.cursor)
-        psycopg2.extensions.register_type(psycopg2.extensions.UNICODE, connection)
-        psycopg2.extensions.register_type(psycopg2.extensions.UNICODEARRAY, cursor)
-        value = uuid.uuid4()
-        cursor.execute("SELECT %s, %s::jsonb", (value, psycopg2.extras.Json({"a": 1})))
-        assert cursor.fetchone() == (value, {"a": 1})
-        cursor.execute("CREATE TEMP TABLE t (a int, b text)")
-        psycopg2.extras.execute_values(cursor, "INSERT INTO t VALUES %s", [(1, "x"), (2, "y")])
-        psycopg2.extras.execute_batch(cursor, "INSERT INTO t VALUES (%s, %s)", [(3, "z"), (4, "w")])
-        cursor.copy_expert("COPY t FROM STDIN", io.StringIO("5\tv\n"))
-        cursor.copy_from(io.StringIO("6\tu\n"), "t")
-        out = io.StringIO()
-        cursor.copy_to(out, "t", columns=("a",))
-        cursor.copy_expert(sql="COPY t (a) TO STDOUT", file=out)
-        assert out.getvalue() == "1\n2\n3\n4\n5\n6\n" * 2
-        cursor.execute("SELECT a FROM t ORDER BY a")
-        assert [row[0] for row in cursor] == [1, 2, 3, 4, 5, 6]
-        assert cursor.mogrify("SELECT %s", (1,)) == b"SELECT 1"
-        cursor.callproc("upper", ["abc"])
-        assert cursor.fetchone() == ("ABC",)
-        named = connection.cursor("rows", withhold=False)
-        named.itersize = 2
-        named.execute("SELECT a FROM t ORDER BY a")
-        assert next(iter(named)) == (1,)
-        assert len(named.fetchmany(2)) == 2
-        named.close()
-
-    spans = spans_of(recorder, psycopg2, where, run)
-    assert names(spans).count("INSERT t") == 2
-    assert [name for name in names(spans) if name.startswith(("COPY", "CALL", "FETCH"))] == [
-        "COPY t",
-        "COPY",
-        "COPY",
-        "COPY t",
-        "CALL upper",
-        "FETCH",
-    ]
-
-
-@pytest.mark.parametrize("name", ["DictCursor", "RealDictCursor", "NamedTupleCursor"])
-def test_cursors_of_extras(recorder: Recorder, where: dict[str, Any], name: str) -> None:
-    instrumented("psycopg2")
-    kind = getattr(psycopg2.extras, name)
-
-    def read(connection: Any, cursor: Any) -> None:
-        assert isinstance(cursor, kind)
-        assert type(cursor).__name__ == name
-        cursor.execute("SELECT 1 AS a, 2 AS b")
-        (row,) = cursor.fetchall()
-        assert (row.a if name == "NamedTupleCursor" else row["a"]) == 1
-        assert type(row).__module__ in ("psycopg2.extras", "builtins")
-        assert pickle.loads(pickle.dumps(tuple(row))) == tuple(row)
-
-    def run() -> None:
-        for connection in (
-            psycopg2.connect(cursor_factory=kind, **where),
-            psycopg2.connect(
-                connection_factory=getattr(psycopg2.extras, name.replace("Cursor", "Connection")), **where
-            ),
-        ):
-            read(connection, connection.cursor())
-            assert isinstance(connection.cursor(cursor_factory=psycopg2.extensions.cursor), psycopg2.extensions.cursor)
-            named = connection.cursor("rows")
-            assert isinstance(named, kind)
-            named.execute("SELECT 1 AS a")
-            assert len(named.fetchall()) == 1
-            connection.close()
-
-    assert names(spans_within(recorder, run)) == ["connect", "connect", *["SELECT", "SELECT", "FETCH"] * 2]
-
-
-class OwnConnection(psycopg2.extensions.connection):  # type: ignore[misc]
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.mine = True
-
-
-class Slotted(psycopg2.extensions.cursor):  # type: ignore[misc]
-    __slots__ = ("mine",)
-
-
-def test_factories_of_the_application(recorder: Recorder, where: dict[str, Any]) -> None:
-    instrumented("psycopg2")
-
-    def run() -> None:
-        own = psycopg2.connect(connection_factory=OwnConnection, **where)
-        assert isinstance(own, OwnConnection)
-        assert own.mine
-        cursor = own.cursor(cursor_factory=Slotted)
-        assert isinstance(cursor, Slotted)
-        cursor.execute("SELECT 1")
-        made = psycopg2.connect("", lambda dsn: psycopg2.extensions.connection(dsn), **where)
-        assert type(made) is psycopg2.extensions.connection
-        made.cursor().execute("SELECT 1")
-        for connection in (own, made):
-            connection.close()
-
-    assert names(spans_within(recorder, run)) == ["connect", "SELECT", "connect"]
-
-
-def test_a_pool_of_psycopg2(recorder: Recorder, where: dict[str, Any]) -> None:
-    instrumented("psycopg2")
-
-    def run() -> None:
-        pool = psycopg2.pool.ThreadedConnectionPool(1, 2, **where)
-        connection = pool.getconn()
-        connection.cursor().execute("SELECT 1")
-        pool.putconn(connection)
-        pool.closeall()
-
-    assert names(spans_within(recorder, run)) == ["connect", "SELECT", "ROLLBACK"]
-
-
-@pytest.mark.parametrize("name", DRIVERS)
-def test_what_goes_wrong_goes_wrong_as_ever(recorder: Recorder, where: dict[str, Any], name: str) -> None:
-    """With and without the agent, in a request and outside: the same type, message, cause and context."""
-    module = {"psycopg2": psycopg2, "psycopg": psycopg}[name]
-
-    def said() -> list[tuple[Any, ...]]:
-        found: list[tuple[Any, ...]] = []
-
-        def attempt(call: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
-            try:
-                call(*args, **kwargs)
-            except Exception as error:
-                found.append((type(error), str(error), error.__cause__, type(error.__context__)))
-            else:
-                found.append(())
-
-        connection = module.connect(**where)
-        cursor = connection.cursor()
-        for args in [("SELECT %s",), ("SELECT %s", ()), ("SELECT %s", (object,)), (7,), (None,), (), ("", 1, 2, 3, 4)]:
-            attempt(cursor.execute, *args)
-            connection.rollback()
-        attempt(cursor.execute, absent="SELECT 1")
-        attempt(cursor.executemany, "SELECT %s")
-        attempt(cursor.fetchall)
-        attempt(connection.cursor, 1, 2, 3, 4, 5, 6)
-        attempt(connection.commit, 1)
-        cursor.close()
-        attempt(cursor.execute, "SELECT 1")
-        connection.close()
-        attempt(connection.commit)
-        attempt(connection.cursor)
-        attempt(module.connect, 7)
-        attempt(module.connect, "host=127.0.0.1 absent=1")
-        return found
-
-    expected = said()
-    assert len(expected) == 17
-    instrumented(name)
-    assert said() == expected
-    within: list[Any] = []
-    serve(recorder, meanwhile=lambda: within.extend(said()))
-    assert within == expected
 
 
 # -- psycopg 3 -------------------------------------------------------------------------------------------------------

@@ -23,15 +23,8 @@ from paste_agent.recorder.writer import Recorder
 from paste_agent.transaction import current
 from tests.caches import free_port, redis_cluster_port, redis_port  # noqa: F401
 from tests.instrumented import instrumented
-from tests.recorders import die, leading, open_recorder, reader_of, serve, spans_within
+from tests.recorders import leading, reader_of, serve, spans_within
 from tests.serving import wait_for
-
-
-@pytest.fixture
-def recorder(tmp_path: Path) -> Iterator[Recorder]:
-    opened = open_recorder(tmp_path)
-    yield opened
-    die(opened)
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from paste_agent.runtime_dir import service_dir
+from paste_agent.settings import Settings
+from paste_agent.store.store import Store
 from tests.filtering import Measured
+from tests.recorders import settings_of
 
 
 @pytest.fixture
@@ -30,3 +34,24 @@ def measure(tmp_path: Path) -> Iterator[Callable[..., Measured]]:
 @pytest.fixture
 def service(measure: Callable[..., Measured]) -> Measured:
     return measure()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    """An empty one."""
+    opened = Store(str(tmp_path / "shop.sqlite"))
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def found(tmp_path: Path) -> Settings:
+    """The settings of a service that keeps recorders and store in the test's directory."""
+    tmp_path.chmod(0o700)
+    return settings_of(tmp_path)
+
+
+@pytest.fixture
+def directory(found: Settings) -> Path:
+    """Where the recorders of that service are."""
+    return Path(service_dir(found, {}))

@@ -178,6 +178,45 @@ def test_a_collector_that_refuses_the_connection_is_found(run: Run, tmp_path: Pa
     failed(result, "collector, traces", "collector, metrics", "refused")
 
 
+def test_the_port_for_grpc_is_pointed_out(
+    run: Run, tmp_path: Path, collector: _Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "HTTP_PROXY"):  # so that the port need not be free
+        monkeypatch.setenv(name, f"http://127.0.0.1:{collector.server_port}")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    path = ini_of(tmp_path, "endpoint = http://collector.test:4317")
+    assert "4318" not in run("check", path).output  # some collector takes HTTP there
+    collector.status = 415
+    failed(run("check", path), "415 Unsupported Media Type; 4317 is usually a collector's port for gRPC, its port for ")
+
+
+def test_variables_that_are_passed_over_are_told_of(
+    run: Run, tmp_path: Path, collector: _Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, text in {
+        "OTEL_METRICS_EXPORTER": "prometheus",
+        "OTEL_LOGS_EXPORTER": "none",
+        "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc",
+    }.items():
+        monkeypatch.setenv(name, text)
+    result = run("check", ini_of(tmp_path, f"endpoint = http://127.0.0.1:{collector.server_port}\nforward_logs = info"))
+    assert result.status == 0, result.output
+    for line in (
+        "! OTEL_METRICS_EXPORTER = 'prometheus': passed over",
+        "! OTEL_EXPORTER_OTLP_PROTOCOL = 'grpc': passed over",
+        "! [filter:agent] forward_logs: nothing is forwarded with logs_exporter = none",
+        "✓ collector, logs: not sent, logs_exporter = none",
+    ):
+        assert result.output.count(f"\n{line}") == 1, line
+    assert [path for path, _ in collector.heard] == ["/v1/traces", "/v1/metrics"]
+    for signal in ("TRACES", "METRICS"):
+        monkeypatch.setenv(f"OTEL_{signal}_EXPORTER", "none")
+    result = run("check", tmp_path / "shop.ini")
+    assert "✓ nothing is sent: measurements stay in the store" in result.output
+    assert "PROTOCOL" not in result.output
+
+
 @pytest.mark.parametrize(("status", "exit_status"), [(200, 0), (404, 1), (401, 1), (503, 1)])
 def test_what_the_collector_answers_is_told(
     run: Run, tmp_path: Path, collector: _Server, status: int, exit_status: int

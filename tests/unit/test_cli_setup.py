@@ -185,6 +185,19 @@ def test_one_signal_that_fails_is_a_failure(run: Run, receiver: Receiver, tmp_pa
     assert ": connection refused (" in result.output
 
 
+def test_what_is_not_to_be_sent_is_not_tried(run: Run, receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PASTE_AGENT_ENDPOINT", receiver.endpoint)
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
+    for signal in ("TRACES", "LOGS"):
+        monkeypatch.setenv(f"OTEL_{signal}_EXPORTER", "none")
+    result = run("send-test")
+    assert (result.status, result.errors) == (0, "")
+    assert [line[0] for line in result.output.splitlines()[1:]] == ["!", "✓"]
+    assert [request.path for request in receiver.requests] == ["/v1/metrics"]
+    monkeypatch.setenv("OTEL_METRICS_EXPORTER", "none")
+    refused(run("send-test"), "the environment: nothing is sent, the exporter of each signal is none; set ")
+
+
 def test_send_test_from_the_environment(run: Run, receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
     refused(run("send-test"), "the environment: no endpoint, nothing is sent; set `endpoint`")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.endpoint)

@@ -7,7 +7,6 @@ import os
 import pickle
 import sqlite3
 import time
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from urllib.parse import quote, urlencode
@@ -20,6 +19,7 @@ from paste_agent.aggregate import (
 )
 from paste_agent.dashboard import site as module
 from paste_agent.recorder import layout
+from paste_agent.settings import SIGNALS
 from paste_agent.store import schema
 from paste_agent.store.store import Store
 from tests.commands import count, filled
@@ -34,13 +34,6 @@ HOSTILE = (
 )
 SEEN = HOSTILE.replace("\u202e", "\ufffd").replace("\x00", "\ufffd").replace("\ud800", "\ufffd")
 STORABLE = HOSTILE.replace("\ud800", "")
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    opened = Store(str(tmp_path / "shop.sqlite"))
-    yield opened
-    opened.close()
 
 
 @pytest.fixture
@@ -210,6 +203,24 @@ def test_settings_are_shown_and_secrets_are_not(tmp_path: Path, store: Store) ->
     assert "hunter2" not in page.html
     assert "traces, metrics, logs" in page.text
     assert "Raise ring_records" in page.text
+
+
+@pytest.mark.parametrize(
+    ("keys", "told", "untold"),
+    [
+        ({}, "No endpoint is set", "traces that wait"),
+        ({"endpoint": "http://127.0.0.1:1"}, "traces, metrics, logs", "No endpoint"),
+        ({"endpoint": "http://127.0.0.1:1", "logs_exporter": "none"}, "traces that wait", "logs, "),
+        ({"endpoint": "http://127.0.0.1:1", "traces_exporter": "none", "logs_exporter": "none"}, "sent", "that wait"),
+        ({f"{signal}_exporter": "none" for signal in SIGNALS}, "No signal has an exporter", "No endpoint"),
+    ],
+)
+def test_what_is_sent_is_told(tmp_path: Path, store: Store, keys: dict[str, str], told: str, untold: str) -> None:
+    fill(store)
+    page = Browser(dashboard_of(None, settings_of(tmp_path, **keys))).get("/agent")
+    (section,) = [one.text for one in page.all("section") if one.text.startswith("Export")]
+    assert told in section
+    assert untold not in section
 
 
 # -- where nothing is ----------------------------------------------------------------------------------------------

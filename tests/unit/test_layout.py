@@ -34,7 +34,7 @@ ORDER = [
     *("lead_logs", "lead", "leadership", "reporter", "lifecycle", "background", "api", "logs"),
     *("sql_summary", "sql", "statements", "otel"),
     # Those that others of the package are built upon come before it.
-    *("instrument.wrapping", "instrument.views", "instrument.dbapi", "instrument.psycopg2", "instrument.pymysql"),
+    *("instrument.wrapping", "instrument.views", "instrument.dbapi", "instrument.psycopg2", "instrument.mysql"),
     *("instrument.http_client", "instrument"),
     *("functions", "pauses", "layers"),
     "filter",

@@ -8,132 +8,17 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
-from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from paste_agent import runtime_dir
-from paste_agent.aggregate import REQUEST_DURATION
 from paste_agent.recorder import lock
 from paste_agent.recorder.reader import Reader
-from paste_agent.store.store import Store
+from tests.forking import counts, end_group, run, start
 from tests.serving import wait_for
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-
-ROOT = Path(__file__).resolve().parent.parent.parent
-#: What every script begins with. `serve` sends a request through the filter; the route is what it is counted under.
-PRELUDE = """
-import glob, json, multiprocessing, os, signal, subprocess, sys, threading, time
-from wsgiref.util import setup_testing_defaults
-from paste_agent import lifecycle, settings
-from paste_agent.filter import AgentFilter
-from paste_agent.recorder.reader import Reader
-
-DIRECTORY = sys.argv[1]
-SETTINGS = settings.load(
-    {"service_name": "shop", "store": f"{DIRECTORY}/store.sqlite", "runtime_dir": f"{DIRECTORY}/run"}, {}, {}
-)
-AGENT = lifecycle.agent_of(SETTINGS)
-
-def fine(environ, start_response):
-    start_response("200 OK", [])
-    return [b"x"]
-
-def serve(route, times=1, application=fine):
-    for _ in range(times):
-        environ = {"paste_agent.route": route}
-        setup_testing_defaults(environ)
-        body = AgentFilter(application, AGENT)(environ, lambda status, headers, exc_info=None: None)
-        try:
-            list(body)
-        finally:
-            body.close()
-
-def recorders():
-    return glob.glob(f"{DIRECTORY}/run/*/*.recorder")
-
-def lead():
-    # Until the reporter has taken the lease and opened the store: a fork then inherits all that there is.
-    while not glob.glob(f"{DIRECTORY}/run/*/lease-*") or not os.path.exists(f"{DIRECTORY}/store.sqlite"):
-        time.sleep(0.01)
-
-def links(what="fd"):
-    found = []
-    for name in os.listdir(f"/proc/self/{what}"):
-        try:
-            found.append(os.readlink(f"/proc/self/{what}/{name}"))
-        except OSError:
-            pass
-    # Not a directory that the reporter was just listing.
-    return [link for link in found if link.startswith(DIRECTORY) and not os.path.isdir(link)]
-
-def mapped():
-    with open("/proc/self/maps") as file:
-        return [line.split()[-1] for line in file if ".recorder" in line]
-
-def joined(pid):
-    _, status = os.waitpid(pid, 0)
-    return status
-
-def say(**what):
-    print(json.dumps(what), flush=True)
-"""
-
-
-def start(directory: Path, script: str) -> subprocess.Popen[str]:
-    env = {name: value for name, value in os.environ.items() if not name.startswith(("PASTE_AGENT_", "OTEL_"))}
-    return subprocess.Popen(
-        [sys.executable, "-c", PRELUDE + script, str(directory)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**env, "PYTHONPATH": str(ROOT)},
-        start_new_session=True,
-    )
-
-
-def run(directory: Path, script: str) -> dict[str, Any]:
-    """Run a script to its end; returns what it said."""
-    process = start(directory, script)
-    with process:
-        try:
-            out, err = process.communicate(timeout=60)
-        finally:
-            end_group(process)
-    assert process.returncode == 0, out + err
-    assert "Traceback" not in err, err
-    assert "fault of the agent" not in err, err
-    said: dict[str, Any] = {}
-    for line in out.splitlines():
-        said.update(json.loads(line))
-    return said
-
-
-def end_group(process: subprocess.Popen[str]) -> None:
-    """Whatever the script has left behind, by the group that was made for it."""
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
-
-
-def counts(directory: Path) -> dict[str, int]:
-    """Requests in the store by route."""
-    store = Store(str(directory / "store.sqlite"), read_only=True)
-    try:
-        found: Counter[str] = Counter()
-        for one in store.totals():
-            if one.metric == REQUEST_DURATION:
-                found[str(one.attributes.get("http.route"))] += one.total.count
-        assert store._db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-        return dict(found)
-    finally:
-        store.close()
 
 
 FORK = """
@@ -403,115 +288,6 @@ for worker in workers:
 """,
     )
     assert counts(tmp_path) == {"/parent": 1, "/pool": 20, "/process": 60}
-
-
-def test_subprocesses_see_nothing_of_the_agent(tmp_path: Path) -> None:
-    said = run(
-        tmp_path,
-        """
-serve("/parent")
-lead()
-before = set(recorders())
-outs = [
-    subprocess.run(["ls", "-l", "/proc/self/fd"], capture_output=True, text=True, close_fds=False,
-                   preexec_fn=preexec).stdout
-    for preexec in (None, lambda: None)
-]
-say(found=[line for out in outs for line in out.splitlines() if DIRECTORY in line], same=before == set(recorders()))
-serve("/parent")
-""",
-    )
-    assert said == {"found": [], "same": True}
-    assert counts(tmp_path) == {"/parent": 2}
-
-
-def test_the_parent_completes_what_its_workers_left(tmp_path: Path) -> None:
-    """As gunicorn's arbiter does when it ends: without a reporter of its own, after workers that were killed."""
-    said = run(
-        tmp_path,
-        """
-pids = []
-for number in range(4):
-    pids.append(os.fork())
-    if pids[-1] == 0:
-        lifecycle.start_reporters()
-        serve("/worker", 10)
-        os.kill(os.getpid(), signal.SIGKILL if number % 2 else signal.SIGTERM)
-for pid in pids:
-    joined(pid)
-before = len(os.listdir("/proc/self/task"))
-lifecycle.finish([SETTINGS])
-lifecycle.finish([SETTINGS])
-say(before=before, tasks=len(os.listdir("/proc/self/task")), left=recorders())
-""",
-    )
-    assert said["before"] == 1
-    assert said["left"] == []
-    assert counts(tmp_path) == {"/worker": 40}
-
-
-def test_what_is_recorded_without_serving_is_drained_by_the_workers(tmp_path: Path) -> None:
-    said = run(
-        tmp_path,
-        """
-AGENT.open()
-say(tasks=len(os.listdir("/proc/self/task")), files=len(recorders()))
-pid = os.fork()
-if pid == 0:
-    serve("/worker", 3)
-    say(seen=len(recorders()))
-    sys.exit(0)
-joined(pid)
-""",
-    )
-    assert said == {"tasks": 1, "files": 1, "seen": 2}
-    assert counts(tmp_path) == {"/worker": 3}
-
-
-@pytest.mark.parametrize("times", [1, 3])
-def test_finishing_completes_however_often(tmp_path: Path, times: int) -> None:
-    said = run(
-        tmp_path,
-        f"""
-serve("/first", 1000)
-for _ in range({times}):
-    AGENT.finish()
-say(left=recorders(), tasks=len(os.listdir("/proc/self/task")))
-""",
-    )
-    assert said["left"] == []
-    assert counts(tmp_path) == {"/first": 1000}
-
-
-def test_a_runtime_directory_that_is_refused_costs_recovery_only(tmp_path: Path) -> None:
-    (tmp_path / "run").mkdir(mode=0o755)
-    process = start(tmp_path, 'serve("/memory", 5)\npid = os.fork()\nif pid: joined(pid)\nserve("/both")')
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 0, err
-    assert "Traceback" not in out + err
-    assert err.count("chmod 700 it; recording in memory, without recovery after a kill") == 1
-    assert counts(tmp_path) == {"/memory": 5, "/both": 2}
-
-
-def test_where_no_thread_can_be_started_requests_are_counted_all_the_same(tmp_path: Path) -> None:
-    script = """
-threading.stack_size(1 << 62)  # so large that no thread can have it
-serve("/first")
-opened = len(os.listdir("/proc/self/fd"))
-serve("/later", 20)
-say(more=len(os.listdir("/proc/self/fd")) - opened, path=AGENT._crash_file.path, recorders=len(recorders()),
-    crash=glob.glob(f"{DIRECTORY}/run/*/*.crash"))
-lifecycle.finish([SETTINGS])
-say(left=glob.glob(f"{DIRECTORY}/run/*/*.*"))
-"""
-    process = start(tmp_path, script)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 0, err
-    assert err.count("RuntimeError: can't start new thread") == 1
-    first, last = map(json.loads, out.splitlines())
-    assert first == {"more": 0, "path": first["path"], "recorders": 1, "crash": [first["path"]]}
-    assert last == {"left": []}
-    assert counts(tmp_path) == {"/first": 1, "/later": 20}
 
 
 def test_no_fork_finds_an_import_of_the_agents_half_done(tmp_path: Path) -> None:

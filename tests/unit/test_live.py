@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
+import struct
 from pathlib import Path
 
 import pytest
 
-from paste_agent.live import Live, doing, pace, snapshot
+from paste_agent.live import Live, doing, pace, rates, snapshot
 from paste_agent.recorder import layout
 from paste_agent.recorder.writer import Recorder
-from paste_agent.runtime_dir import service_dir
 from paste_agent.settings import Settings
 from paste_agent.store.store import Store
 from tests.dashboards import Browser, dashboard_of
@@ -26,23 +26,11 @@ from tests.recorders import (
     leave,
     open_recorder,
     series_of,
-    settings_of,
     since,
     written,
 )
 
 STACK = 'File "/srv/shop/stock.py", line 7, in reserve'
-
-
-@pytest.fixture
-def found(tmp_path: Path) -> Settings:
-    tmp_path.chmod(0o700)
-    return settings_of(tmp_path)
-
-
-@pytest.fixture
-def directory(found: Settings) -> Path:
-    return Path(service_dir(found, {}))
 
 
 @pytest.fixture
@@ -113,6 +101,82 @@ def test_looking_changes_nothing(found: Settings, recorder: Recorder) -> None:
     before = path.read_bytes()
     doing(found)
     assert path.read_bytes() == before
+
+
+# -- rates ---------------------------------------------------------------------------------------------------------
+
+RING = layout.Geometry(records=16, slots=2, series=4)
+
+
+def entry_of(number: int, kind: int, fields: list[str | None]) -> bytes:
+    packed = layout.encode_fields(fields)
+    return layout.SERIES_HEAD.pack(number + 1, kind, len(packed)) + packed
+
+
+ENTRIES = [
+    entry_of(0, layout.KIND_SERVER, ["GET", "200", "/", None, "http", "1.1"]),
+    entry_of(1, layout.KIND_DATABASE, ["sqlite"]),
+    entry_of(2, layout.KIND_SERVER | layout.KIND_OVERFLOW, []),
+]
+
+
+def ring_of(directory: Path, ended_ago: list[float], *, first: int = 0, tail: int = 0, opened_ago: float = 100) -> None:
+    """A recorder that has left records from number `first` on, which ended so many seconds ago."""
+    records = [(0, 0, 0, 0, 0, 0)] * RING.records
+    for number, ago in enumerate(ended_ago, first):
+        records[number % RING.records] = (number % 3, 0, 0, since(ago) - MS, MS, number + 1)
+    words = {layout.W_TAIL: tail, layout.W_SERVING: 1}
+    data = forged(
+        records=records, series=ENTRIES, words=words, geometry=RING, pid=os.getpid(), opened_ns=since(opened_ago)
+    )
+    written(directory / f"{os.getpid()}-1{layout.SUFFIX}", bytes(data))
+
+
+def test_the_rate_is_of_requests_that_ended_in_the_last_ten_seconds(found: Settings, directory: Path) -> None:
+    # Every third record is of a database; the first two requests, numbers 0 and 2, are too old.
+    ring_of(directory, [60, 50, 40, 5, 4, 3, 2, 1, 0.5], tail=6)
+    (rate,) = rates(found).values()
+    assert rate == (4, pytest.approx(10))
+    ring_of(directory, [60, 50, 40, 20], tail=4)
+    (rate,) = rates(found).values()
+    assert rate == (0, pytest.approx(10))
+
+
+def test_the_rate_of_a_young_process_is_of_its_life(found: Settings, directory: Path) -> None:
+    ring_of(directory, [2, 1], opened_ago=4)
+    (rate,) = rates(found).values()
+    assert rate.requests == 1
+    assert 4 <= rate.seconds < 10
+
+
+def test_the_rate_of_a_busy_process_is_of_what_its_ring_still_holds(found: Settings, directory: Path) -> None:
+    # Numbers 90 to 105 are there; 96 to 101 have been drained, and what was before has been written over.
+    ring_of(directory, [2 - 0.1 * place for place in range(16)], first=90, tail=102)
+    (rate,) = rates(found).values()
+    assert rate.requests == sum(number % 3 != 1 for number in range(90, 106))
+    assert 2 <= rate.seconds < 10
+
+
+def test_forged_words_give_no_endless_rate(found: Settings, directory: Path) -> None:
+    ring_of(directory, [1], tail=(1 << 64) - 1)
+    (rate,) = rates(found).values()
+    assert rate.requests == 0
+
+
+def test_rates_are_on_the_page(tmp_path: Path, found: Settings, recorder: Recorder) -> None:
+    struct.pack_into("<Q", recorder.buffer, 32, since(100))  # when it was opened
+    for _ in range(20):
+        leave(recorder, series_of(recorder), end_ns=since(3))
+    with leading(tmp_path, recorder) as lead:
+        lead.drain()
+    site = Browser(dashboard_of(None, found))
+    page = site.get("/workers")
+    assert "The rate is of the last 10 seconds." in page.text
+    heads = [one.text for one in page.all("th")]
+    assert heads.index("rate") == heads.index("requests") + 1
+    assert "2.0/s" in [one.text for one in page.all("td")]
+    recorder.mark_closed()
+    assert "rate" not in [one.text for one in site.get("/workers").all("th")]
 
 
 # -- snapshots -----------------------------------------------------------------------------------------------------

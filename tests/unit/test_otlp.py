@@ -288,6 +288,31 @@ def test_logs_alone(receiver: Receiver, exporting: Make, store: Store) -> None:
     assert "next time in English" in one.warnings[0][1]
 
 
+def test_a_signal_that_has_no_exporter_stays_in_the_store(receiver: Receiver, exporting: Make, store: Store) -> None:
+    serve(store, 1)
+    keep(store, 2)
+    one = exporting(receiver.endpoint, traces_exporter="none", logs_exporter="none")
+    assert one.traces(store)
+    assert one.metrics(store)
+    assert (len(receiver.spans), states(store), [request.path for request in receiver.requests]) == (
+        0, {0: 2}, ["/v1/metrics"],
+    )  # fmt: skip
+
+
+def test_where_nothing_is_taken_at_the_port_for_grpc_the_other_one_is_named(
+    receiver: Receiver, exporting: Make, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", receiver.endpoint)  # so that the port need not be free
+    serve(store, 1)
+    receiver.answers.append(Answer(415))
+    one = exporting("http://collector.test:4317")
+    assert one.metrics(store)
+    ((_, message),) = one.warnings
+    assert message.endswith("; 4317 is usually a collector's port for gRPC, its port for HTTP is usually 4318")
+    assert one.metrics(store)  # some collector takes HTTP there
+    assert len(one.warnings) == 1
+
+
 def test_refused_logs_do_not_make_sent_spans_refused(receiver: Receiver, exporting: Make, store: Store) -> None:
     keep(store, 2, RAISED)
     receiver.answers.extend([Answer(), Answer(400)])

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,13 +18,6 @@ HOUR, DAY = 3600, 86_400
 NOW = 1_800_000_000
 #: No bound at all.
 EVER, ANY = 36_500.0, 1 << 60
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    opened = Store(str(tmp_path / "shop.sqlite"))
-    yield opened
-    opened.close()
 
 
 def add(store: Store, starts: list[int], series: str = "{}") -> None:

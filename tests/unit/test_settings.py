@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -14,21 +13,7 @@ from hypothesis import strategies as st
 from paste_agent import settings
 from paste_agent.errors import SettingError
 from paste_agent.settings import SIGNALS, TABLE, Settings, Target, load
-
-INI = {"__file__": "/srv/shop/production.ini", "here": "/srv/shop"}
-
-
-def loaded(environ: Mapping[str, str] | None = None, /, **local_conf: str) -> Settings:
-    return load(local_conf, INI, environ or {})
-
-
-def refused(environ: Mapping[str, str] | None = None, /, **local_conf: str) -> str:
-    with pytest.raises(SettingError) as raised:
-        loaded(environ, **local_conf)
-    text = str(raised.value)
-    assert "\n" not in text
-    return text
-
+from tests.configured import INI, loaded, refused
 
 #: A few of each kind: the value as text, and as read.
 GOOD: dict[str, list[tuple[str, object]]] = {
@@ -42,6 +27,7 @@ GOOD: dict[str, list[tuple[str, object]]] = {
     "headers": [("x-api-key=a%20b,B=", {"x-api-key": "a b", "B": ""}), ("a=%C3%A9,b=%20c", {"a": "\u00e9", "b": "c"})],
     "token": [("0123456789abcdef", "0123456789abcdef"), (" correct-horse-battery ", "correct-horse-battery")],
     "choice": [("gzip", "gzip"), (" NONE ", "none")],
+    "exporter": [("otlp", "otlp"), (" None ", "none")],
     "series": [("10", 10), ("2000", 2000), (" 99 ", 99)],
     "ring": [("1024", 1024), ("1048576", 1048576)],
     "days": [("0.5", 0.5), ("30", 30.0)],
@@ -79,6 +65,7 @@ BAD: dict[str, tuple[str, list[str]]] = {
         ["a=x%0d%0ay", "a b=1", "\u00e9=1", "a=%00", "a=%E2%82%AC", "a:b=1"],
     ),
     "choice": ("expected gzip or none", ["", "deflate", "gzip,none"]),
+    "exporter": ("expected otlp or none", ["", "console", "otlp,console"]),
     "series": ("expected a whole number from 10 to 2000, for example 2000", ["", "9", "2001", "10.5", "many"]),
     "ring": ("expected a whole number from 1024 to 1048576, for example 16384", ["1023", "1048577", "-1"]),
     "days": ("expected days above 0, for example 30", [*_NO_NUMBERS, "0"]),
@@ -157,6 +144,7 @@ KINDS = {
     "retention_days": "days",
     "store_max_mib": "mib",
     "shutdown_timeout_s": "seconds",
+    **{f"{signal}_exporter": "exporter" for signal in SIGNALS},
     **{
         prefix + key: kind
         for prefix in ("", *(f"{signal}_" for signal in SIGNALS))
@@ -281,68 +269,6 @@ def test_a_slow_request_of_its_own_and_derived() -> None:
     assert loaded(apdex_t_s="0.1", slow_request_s="9").slow_request_s == 9.0
 
 
-OTEL: dict[str, tuple[str, str, object]] = {
-    "enabled": ("OTEL_SDK_DISABLED", "true", False),
-    "service_name": ("OTEL_SERVICE_NAME", "o", "o"),
-    "resource_attributes": ("OTEL_RESOURCE_ATTRIBUTES", "a=1,b=%2C", {"a": "1", "b": ","}),
-    "report_interval_s": ("OTEL_METRIC_EXPORT_INTERVAL", "15000", 15.0),
-    "trace_interval_s": ("OTEL_BSP_SCHEDULE_DELAY", "250", 0.25),
-    "disabled_instrumentations": (
-        "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS",
-        "redis,aiohttp-client,Jinja2,sqlite3,urllib3",
-        ("redis", "jinja2", "sqlite", "http_client"),
-    ),
-    "propagators": ("OTEL_PROPAGATORS", "tracecontext,xray,b3", ("tracecontext", "b3")),
-    **{
-        prefix + key: (f"OTEL_EXPORTER_OTLP_{prefix.upper()}{name}", text, value)
-        for prefix in ("", *(f"{signal}_" for signal in SIGNALS))
-        for key, (name, text, value) in {
-            "endpoint": ("ENDPOINT", "http://c:1/x", "http://c:1/x"),
-            "headers": ("HEADERS", "k=v", {"k": "v"}),
-            "timeout_s": ("TIMEOUT", "2500", 2.5),
-            "compression": ("COMPRESSION", "none", "none"),
-            "certificate": ("CERTIFICATE", "/c", "/c"),
-            "client_key": ("CLIENT_KEY", "/k", "/k"),
-            "client_certificate": ("CLIENT_CERTIFICATE", "/cc", "/cc"),
-        }.items()
-    },
-}
-
-
-def test_this_test_knows_every_standard_variable() -> None:
-    assert {key: row.otel for key, row in TABLE.items() if row.otel} == {key: one[0] for key, one in OTEL.items()}
-
-
-@pytest.mark.parametrize("key", OTEL)
-def test_standard_variables(key: str) -> None:
-    variable, text, value = OTEL[key]
-    found = loaded({variable: text})
-    assert (found.values[key], found.origins[key]) == (value, variable)
-
-
-@pytest.mark.parametrize(("text", "enabled"), [("true", False), ("TRUE", False), ("false", True), ("", True)])
-def test_the_sdk_disabled(text: str, enabled: bool) -> None:
-    assert loaded({"OTEL_SDK_DISABLED": text}).enabled is enabled
-    assert loaded({"OTEL_SDK_DISABLED": text}, enabled="true").enabled is True
-
-
-@pytest.mark.parametrize(("text", "enabled"), [("TRUE", False), ("1", True), ("yes", True), ("false", True)])
-def test_the_sdk_is_disabled_by_the_word_true_alone(text: str, enabled: bool) -> None:
-    assert load({}, {}, {"OTEL_SDK_DISABLED": text}).enabled is enabled
-
-
-@pytest.mark.parametrize("text", ["x", "0", "-1", "nan", "inf", "60s"])
-@pytest.mark.parametrize(
-    "variable", ["OTEL_EXPORTER_OTLP_TIMEOUT", "OTEL_METRIC_EXPORT_INTERVAL", "OTEL_BSP_SCHEDULE_DELAY"]
-)
-def test_a_standard_variable_in_milliseconds_has_a_cure_in_milliseconds(variable: str, text: str) -> None:
-    assert refused({variable: text}) == f"{variable} = {text!r}: expected milliseconds above 0, for example 60000"
-
-
-def test_other_variables_of_the_standard_are_passed_over() -> None:
-    assert loaded({"OTEL_TRACES_SAMPLER": "always_on", "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}).enabled
-
-
 # -- high security -------------------------------------------------------------------------------------------------
 
 RECORDS_MORE = {
@@ -407,10 +333,6 @@ def test_a_class_may_have_a_colon_before_it() -> None:
         "shop.errors.NotInStock",
         "KeyError",
     )
-
-
-def test_a_compression_that_sdks_know_is_no_mistake() -> None:
-    assert loaded({"OTEL_EXPORTER_OTLP_COMPRESSION": "deflate"}).values["compression"] == "gzip"
 
 
 def test_an_unknown_variable_names_the_nearest() -> None:

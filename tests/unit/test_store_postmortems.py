@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -22,13 +21,6 @@ from tests.recorders import count_of, die, in_flight, leading, open_recorder, se
 DAY = 86_400
 NOW = 1_800_000_000.0
 EVER, ANY = 36_500.0, 1 << 60
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    opened = Store(str(tmp_path / "shop.sqlite"))
-    yield opened
-    opened.close()
 
 
 def account(name: str = "7-aa", at: float = NOW, **more: Any) -> PostmortemRow:

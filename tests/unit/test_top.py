@@ -17,7 +17,6 @@ from paste_agent.cli.top_state import SORTS, State
 from paste_agent.live import Live, pace, snapshot
 from paste_agent.recorder import layout
 from paste_agent.recorder.writer import Recorder
-from paste_agent.runtime_dir import service_dir
 from paste_agent.settings import Settings
 from paste_agent.store.store import Store
 from tests.commands import Run, ini_of, refused, shell
@@ -28,7 +27,6 @@ from tests.recorders import (
     leave,
     open_recorder,
     series_of,
-    settings_of,
     since,
     written,
 )
@@ -39,17 +37,6 @@ NASTY = "\x1b]0;pwned\x07\x1b[2J\r\n\u202e"
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
     return shell(capsys, monkeypatch, tmp_path)
-
-
-@pytest.fixture
-def found(tmp_path: Path) -> Settings:
-    tmp_path.chmod(0o700)
-    return settings_of(tmp_path)
-
-
-@pytest.fixture
-def directory(found: Settings) -> Path:
-    return Path(service_dir(found, {}))
 
 
 @pytest.fixture

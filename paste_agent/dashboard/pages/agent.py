@@ -105,7 +105,12 @@ def _waiting(view: View) -> Markup:
     configured = view.settings
     signals = () if configured is None else tuple(name for name in settings.SIGNALS if configured.target(name))
     if configured is not None and not signals:
-        return section("Export", tag("p", prose("No `endpoint` is set: measurements stay in the store.")))
+        unsent = all(configured.values[f"{name}_exporter"] == "none" for name in settings.SIGNALS)
+        why = "No signal has an exporter" if unsent else "No `endpoint` is set"
+        return section("Export", tag("p", prose(f"{why}: measurements stay in the store.")))
+    sent = ("sent", ", ".join(signals) or "unknown: the store was named, and no ini", "")
+    if signals and not {"traces", "logs"} & set(signals):
+        return section("Export", figures(sent))  # traces stay, and do not wait
     rows = view.store.query(
         "SELECT count(*), min(written_at) FROM traces WHERE sent = ? AND detail IS NOT NULL", (WAITING,)
     )
@@ -115,7 +120,7 @@ def _waiting(view: View) -> Markup:
     return section(
         "Export",
         figures(
-            ("sent", ", ".join(signals) or "unknown: the store was named, and no ini", ""),
+            sent,
             ("traces that wait", f"{waiting:,}", ""),
             ("the oldest waits for", lag, "warn" if waiting and view.span.now_s - oldest > 120 else ""),
             ("refused", f"{refused:,}", "warn" if refused else ""),

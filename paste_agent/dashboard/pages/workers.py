@@ -21,7 +21,7 @@ from paste_agent.dashboard.view import (
     table,
     time_tag,
 )
-from paste_agent.live import doing
+from paste_agent.live import RATE_S, Rate, doing, rates
 from paste_agent.metrics import WORKER_RECYCLED
 from paste_agent.naming import readable
 from paste_agent.postmortem import Lost, Postmortem, of_summary, short_id
@@ -36,7 +36,7 @@ from paste_agent.recorder.layout import (
 )
 from paste_agent.stacks import application_frame, parse
 from paste_agent.store.store import ENDED, LOST, RUNNING, PostmortemRow, RecorderRow
-from paste_agent.wording import age_text, bytes_text, duration, many, one_line, share_text
+from paste_agent.wording import age_text, bytes_text, duration, many, one_line, rate_text, share_text
 
 _NS = 1_000_000_000
 _ENDED_SHOWN = 20
@@ -45,6 +45,8 @@ _NOW_SHOWN = 50
 _ID = re.compile(r"[0-9A-Za-z_.-]{1,100}")
 #: A row that was not written for so long belongs to a service that does not run. s
 _STALE_S = 30.0
+#: What a process has done in less says nothing of its rate. s
+_SHORTEST_RATE_S = 1.0
 
 
 def workers(view: View) -> Page:
@@ -86,12 +88,14 @@ def _word(row: RecorderRow, place: int) -> int:
 def _running(view: View, running: Sequence[RecorderRow]) -> Markup:
     cells: list[list[Child]] = []
     stale = False
+    lately = {} if view.settings is None else rates(view.settings)  # of a store alone nobody knows where they are
     for row in running:
         silent_s = view.span.now_s - row.seen_at
         stale = stale or silent_s > _STALE_S
         cpu_s = (_word(row, W_CPU_USER_NS) + _word(row, W_CPU_SYSTEM_NS)) / _NS
         cells.append([
             str(row.worker), str(row.pid), age_text(view.span.now_s - row.opened_at), f"{row.requests:,}",
+            *([_rate_cell(lately.get(row.id))] if lately else []),
             f"{row.in_flight:,} of {max(1, _word(row, W_CONCURRENCY)):,}",
             join((share_bar(row.busy), tag("span", share_text(row.busy)))),
             bytes_text(_word(row, W_MEMORY_BYTES)), duration(cpu_s), f"{_word(row, W_THREADS):,}",
@@ -99,17 +103,23 @@ def _running(view: View, running: Sequence[RecorderRow]) -> Markup:
             tag("span", f"{age_text(silent_s)} ago", class_="warn" if silent_s > _STALE_S else "dim"),
         ])  # fmt: skip
     columns = (
-        Column("worker"), Column("pid"), Column("up"), Column("requests"), Column("in flight"),
-        Column("busy", css="bar-cell"), Column("memory"), Column("CPU time"), Column("threads"), Column("files"),
-        Column("last seen"),
+        Column("worker"), Column("pid"), Column("up"), Column("requests"), *([Column("rate")] if lately else []),
+        Column("in flight"), Column("busy", css="bar-cell"), Column("memory"), Column("CPU time"), Column("threads"),
+        Column("files"), Column("last seen"),
     )  # fmt: skip
-    note = (
-        "Nobody has told of some of them lately: the service may have been killed. `paste-agent report` of its ini"
-        " settles that."
-        if stale
-        else None
-    )
+    note = f"The rate is of the last {RATE_S:g} seconds." if lately else None
+    if stale:
+        note = (
+            "Nobody has told of some of them lately: the service may have been killed. `paste-agent report` of its ini"
+            " settles that."
+        )
     return section("Serving", table("Workers that serve", columns, cells), note=note)
+
+
+def _rate_cell(rate: Rate | None) -> Child:
+    if rate is None or rate.seconds < _SHORTEST_RATE_S:
+        return tag("span", "–", class_="dim")
+    return rate_text(rate.requests, rate.seconds) if rate.requests else "0/s"
 
 
 def _now(view: View, rows: Mapping[str, RecorderRow]) -> Child:
