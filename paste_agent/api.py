@@ -15,8 +15,9 @@ from typing import Any
 
 from paste_agent import lifecycle, log, spans, trace_ids
 from paste_agent.background import background_task
-from paste_agent.inside import MAX_ATTRIBUTES, AttributeValue, Inside, plain_value
+from paste_agent.inside import MAX_ATTRIBUTES, AttributeValue, Inside
 from paste_agent.recorder.layout import KIND_COUNT, KIND_TIMING
+from paste_agent.said import plain_value
 from paste_agent.transaction import Transaction, UnderWay, current
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.\-/]{0,63}", re.ASCII)

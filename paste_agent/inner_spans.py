@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from paste_agent.inside import CACHE, CALL, DATABASE, FUNCTION, MESSAGE, TEMPLATE, FinishedSpan, Inside, Said
+from paste_agent.inside import CACHE, CALL, DATABASE, FUNCTION, MESSAGE, TEMPLATE, FinishedSpan, Inside
+from paste_agent.said import Said
 
 #: Of a span's attributes: characters of one value, and how many there may be.
 _MAX_VALUE = 4000

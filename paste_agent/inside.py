@@ -5,7 +5,6 @@ Made when there is the first of either; most requests of a service that only ser
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -20,8 +19,6 @@ MAX_SPANS = 512
 #: Errors that one transaction can have; attributes that an application can give it.
 MAX_ERRORS = 10
 MAX_ATTRIBUTES = 64
-_MAX_VALUE = 1024
-_INT64 = 1 << 63
 
 AttributeValue = str | int | float | bool
 #: Attributes of a span: a mapping, or a function that makes one and its arguments. The reporter calls it, of those few
@@ -41,29 +38,6 @@ def resolved(attributes: Attributes | None) -> Mapping[str, object]:
 def with_one(attributes: Attributes, key: str, value: object) -> dict[str, object]:
     """Attributes, and one more."""
     return {**resolved(attributes), key: value}
-
-
-class Said(dict[str, object]):
-    """Attributes of a span that the application has given, whatever its category: settings may keep them out."""
-
-
-def plain_value(value: Any) -> AttributeValue | None:
-    """A value as it is kept, of one of the plain types, text cut to 1,024 characters; None for what cannot be.
-
-    By type(): to ask an object for its class can run its code.
-    """
-    kind = type(value)
-    if kind is bool:
-        return bool(value)
-    if issubclass(kind, str):  # whatever a subclass makes of itself
-        return str.__str__(value)[:_MAX_VALUE]
-    if issubclass(kind, int):
-        whole = int.__int__(value)
-        return whole if -_INT64 <= whole < _INT64 else None
-    if issubclass(kind, float):
-        number = float.__float__(value)
-        return number if math.isfinite(number) else None
-    return None
 
 
 class FinishedSpan(NamedTuple):

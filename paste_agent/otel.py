@@ -12,34 +12,31 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from itertools import islice
 from time import perf_counter_ns, time_ns
-from types import MappingProxyType, ModuleType, TracebackType
+from types import FrameType, MappingProxyType, ModuleType, TracebackType
 from typing import Any, TypeVar
 
 from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState
 
-from paste_agent import api, propagation, spans, trace_ids
-from paste_agent.inside import FUNCTION, MAX_ATTRIBUTES, MESSAGE, Identity, Inside, Said, plain_value
+from paste_agent import propagation, spans, trace_ids
+from paste_agent.inside import FUNCTION, MAX_ATTRIBUTES, MESSAGE, Identity, Inside
 from paste_agent.raised import type_name
+from paste_agent.said import Said, add
 from paste_agent.transaction import Transaction, UnderWay, Within, current
 
 _MAX_NAME = 255
-_MAX_KEY = 128
 #: Of a span: a kept trace shows no more.
 _MAX_OF_SPAN = 32
-#: Items of a sequence that is the value of an attribute.
-_MAX_ITEMS = 64
 _MARK = "_paste_agent"
 _SDK = "opentelemetry.sdk.trace"
 _WHERE = "OpenTelemetry's API"
-#: Attributes that can hold what a client has sent: text and parameters of statements, queries of addresses.
-_UNSAFE = ("db.statement", "db.query.text", "db.query.parameter.", "url.query", "http.target")
-_ADDRESSES = ("url.full", "http.url")
+#: Where OpenTelemetry's own instrumentations are from.
+_INSTRUMENTATIONS = "opentelemetry.instrumentation."
 
 _get = current.get
 _current_span = trace.get_current_span
@@ -108,7 +105,8 @@ class _Place(SpanContext):
         if ids is None:
             return trace.INVALID_SPAN_CONTEXT
         place = cls(int(ids[0], 16), int(ids[1], 16), False)
-        place.__dict__["_transaction"] = around.transaction
+        # Whoever keeps a place, to link to it say, keeps no request's objects with it.
+        place.__dict__["_transaction"] = weakref.ref(around.transaction)
         return place
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -125,14 +123,19 @@ class _Place(SpanContext):
         return TraceState.from_header([identity.tracestate] if identity is not None and identity.tracestate else [])
 
     def _identity(self) -> Identity | None:
-        transaction: UnderWay = self.__dict__["_transaction"]
+        known: Identity | None = self.__dict__.get("_known")
+        transaction: UnderWay | None = self.__dict__["_transaction"]()
+        if known is not None or transaction is None:
+            return known
         try:
             if transaction.environ is not None:
-                return transaction.identify()
-            return None if transaction.inside is None else transaction.inside.identity
+                known = transaction.identify()
+            elif transaction.inside is not None:
+                known = transaction.inside.identity
         except Exception as fault:
             transaction.recorder.on_fault(_WHERE, fault)
-            return None
+        self.__dict__["_known"] = known
+        return known
 
 
 class _Ours(trace.Span):
@@ -148,6 +151,9 @@ class _Ours(trace.Span):
     _around: Within
     _transaction: UnderWay
     _context: SpanContext | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return trace.NonRecordingSpan, (self.get_span_context(),)  # a copy is not what is measured
 
     @property
     def context(self) -> SpanContext:
@@ -168,6 +174,12 @@ class _Ours(trace.Span):
 
     def add_event(self, name: str, attributes: Any = None, timestamp: int | None = None) -> None:
         pass
+
+    def note(self, error: object) -> None:
+        """Note an error of its transaction, whichever this thread works for. May raise what the error raises."""
+        transaction: Any = self._transaction
+        if transaction.environ is not None and issubclass(type(error), BaseException):
+            transaction.note(error)
 
     def add_link(self, context: SpanContext, attributes: Any = None) -> None:
         pass
@@ -231,13 +243,20 @@ class _Here(_Ours):
             inside = transaction.inside = Inside()
         if inside.attributes is None:
             inside.attributes = {}
-        _add(inside.attributes, MAX_ATTRIBUTES, key, value)
+        add(inside.attributes, MAX_ATTRIBUTES, key, value)
 
+    @_harmless
     def record_exception(
         self, exception: BaseException, attributes: Any = None, timestamp: int | None = None, escaped: bool = False
     ) -> None:
-        if self.is_recording() and not escaped:
-            api.notice_error(exception)
+        if not escaped:
+            self.note(exception)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Here) and other._around is self._around
+
+    def __hash__(self) -> int:
+        return id(self._around)
 
 
 class _Told(_Ours):
@@ -258,8 +277,7 @@ class _Told(_Ours):
         self._raised: str | None = None  #: type of the last exception that it was told of
         self.at_once = False  #: its thread is in it as soon as it has begun
         self._entered = False
-        # Of those that the agent has seen by itself when a message begins: what publishes it may be one of them.
-        self._messages = self._count_of_messages() if kind is SpanKind.PRODUCER else -1
+        self._sends = kind is SpanKind.PRODUCER
 
     @property
     def start_time(self) -> int | None:
@@ -282,17 +300,13 @@ class _Told(_Ours):
     def attributes(self) -> Mapping[str, object]:
         return MappingProxyType(self._attributes)
 
-    def _count_of_messages(self) -> int:
-        inside = self._transaction.inside
-        return 0 if inside is None else inside.parts.get(MESSAGE, (0, 0))[0]
-
     def is_recording(self) -> bool:
         return self._open is not None and self._transaction.environ is not None
 
     @_harmless
     def set_attribute(self, key: str, value: Any) -> None:
         if self._open is not None:
-            _add(self._attributes, _MAX_OF_SPAN, key, value)
+            add(self._attributes, _MAX_OF_SPAN, key, value)
 
     @_harmless
     def update_name(self, name: str) -> None:
@@ -314,9 +328,9 @@ class _Told(_Ours):
         if self._open is None or not issubclass(type(exception), BaseException):
             return
         self._raised = type_name(exception)
-        _add(self._attributes, _MAX_OF_SPAN, "exception.type", self._raised)
+        add(self._attributes, _MAX_OF_SPAN, "exception.type", self._raised)
         if not escaped:  # else it is noted if it leaves the application, or whoever handles it says so
-            api.notice_error(exception)
+            self.note(exception)
 
     @_harmless
     def leave_by(self, error: BaseException) -> None:
@@ -341,8 +355,8 @@ class _Told(_Ours):
         if span is None:
             return
         self._end_ns = perf_counter_ns()
-        # What no thread was in, or the agent has seen by itself, would be summed up twice.
-        if self._entered and self._messages >= 0 and self._count_of_messages() == self._messages:
+        # What no thread was in, or has been seen as one already, would be summed up twice.
+        if self._sends and self._entered and not _has_message(span):
             span.category = MESSAGE
         failed = None
         if self._status is StatusCode.ERROR:
@@ -358,21 +372,49 @@ class _Told(_Ours):
         self.end()
 
 
+def _has_message(span: spans.Span) -> bool:
+    """Whether a span is inside of a message, or a message inside of it: as what publishes, one may be the other's."""
+    around: Within = span.around
+    while isinstance(around, spans.Span):
+        if around.category == MESSAGE:
+            return True
+        around = around.around
+    inside = span.transaction.inside
+    finished = list(inside.finished) if inside is not None else []
+    parents = {done[0]: done[1] for done in finished}
+    for number in [done[0] for done in finished if done[2] == MESSAGE]:
+        while number and number != span.number:
+            number = parents.get(number, 0)
+        if number:
+            return True
+    return False
+
+
 def get_current_span(context: Context | None = None) -> trace.Span:
     """As the API's; where no span of its own is current, the transaction that this thread works for."""
     found = _current_span(context)
-    if context is not None or _has_sdk():
+    if _has_sdk():
+        # One of ours that nobody has detached would be a parent that was not sampled.
+        return trace.INVALID_SPAN if isinstance(found, _Ours) else found
+    if context is not None:
+        return found
+    if found is trace.INVALID_SPAN and _is_instrumentation(sys._getframe(1)):
         return found
     around = _get()
     if around is not None and around.transaction.environ is None:
         around = None
-    if isinstance(found, _Told):
+    if isinstance(found, _Ours):
         # A span that nobody has detached, as of a request before this one, is no place to be.
         if found._transaction.environ is not None and (around is None or around.transaction is found._transaction):
             return found
     elif around is None or not _is_nobody(found, around.transaction):
         return found
     return trace.INVALID_SPAN if around is None else _Here(around)
+
+
+def _is_instrumentation(frame: FrameType) -> bool:
+    """Whether one of OpenTelemetry's asks: where nothing is current, it is the first, and takes baggage over."""
+    return str(frame.f_globals.get("__name__")).startswith(_INSTRUMENTATIONS)
 
 
 def _is_nobody(span: trace.Span, transaction: UnderWay) -> bool:
@@ -408,12 +450,15 @@ def use_span(
     entered = None if told is None else told.enter()
     try:
         # An exception that passes is no error yet: somebody may handle it.
-        with _use_span(span, end_on_exit, False, set_status_on_exception):
+        # Nor is it made a text of, as the API would: that runs the application's code.
+        with _use_span(span, end_on_exit, False, False):
             try:
                 yield span
             except Exception as error:
                 if told is not None:
                     told.leave_by(error)
+                    if set_status_on_exception:
+                        told.set_status(StatusCode.ERROR)
                 raise
     finally:
         if told is not None and entered is not None:
@@ -481,7 +526,9 @@ _BRIDGE = _Tracer()
 def _begun(name: str, context: Context | None, kind: SpanKind, attributes: Any, fails: bool) -> _Told | None:
     """A span that this thread is not in yet; None without a transaction. Raises nothing."""
     around = _get()
-    if around is None or around.transaction.environ is None:
+    if around is None:
+        return _begun_elsewhere(name, context, kind, attributes, fails)
+    if around.transaction.environ is None:
         return None
     try:
         parent = _parent(around, context)
@@ -498,6 +545,18 @@ def _begun(name: str, context: Context | None, kind: SpanKind, attributes: Any, 
     except Exception as fault:
         around.transaction.recorder.on_fault(_WHERE, fault)
         return None
+
+
+def _begun_elsewhere(name: str, context: Context | None, kind: SpanKind, attributes: Any, fails: bool) -> _Told | None:
+    """In a thread that was handed the API's context alone."""
+    found = _current_span(context)
+    if not isinstance(found, _Told) or found._transaction.environ is None:
+        return None
+    token = current.set(found._span)
+    try:
+        return _begun(name, context, kind, attributes, fails)
+    finally:
+        current.reset(token)
 
 
 def _parent(around: Within, context: Context | None) -> Within:
@@ -520,27 +579,3 @@ def _epoch_ns(clock_ns: int | None) -> int | None:
 
 def _text(name: object) -> str:
     return str.__str__(name)[:_MAX_NAME] if issubclass(type(name), str) else type(name).__name__
-
-
-def _add(attributes: dict[str, Any], most: int, key: object, value: object) -> None:
-    """Add an attribute, if there is room, of the types that are kept. A sequence becomes text."""
-    if not issubclass(type(key), str):
-        return
-    name = str.__str__(key)[:_MAX_KEY]
-    if not name or (len(attributes) >= most and name not in attributes) or name.startswith(_UNSAFE):
-        return
-    kept = plain_value(value)
-    if kept is None and isinstance(value, Sequence) and not isinstance(value, (bytes, bytearray, memoryview)):
-        items = map(plain_value, islice(value, _MAX_ITEMS))
-        kept = plain_value(", ".join(str(item) for item in items if item is not None))
-    if name in _ADDRESSES and isinstance(kept, str):
-        kept = _bare(kept)
-    if kept is not None:
-        attributes[name] = kept
-
-
-def _bare(address: str) -> str:
-    """An address without its user, its query and its fragment."""
-    scheme, separator, rest = address.partition("?")[0].partition("#")[0].partition("://")
-    host, slash, path = rest.partition("/")
-    return f"{scheme}{separator}{host.rpartition('@')[2]}{slash}{path}"

@@ -98,6 +98,7 @@ class Transaction:
     """A request under way. One object, no dictionary; made by AgentFilter, ended by what `response` has."""
 
     __slots__ = (
+        "__weakref__",
         "below_ns",
         "body",
         "environ",

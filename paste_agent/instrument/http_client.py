@@ -20,6 +20,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from paste_agent import lifecycle
+from paste_agent.addresses import without_user
 from paste_agent.inside import CALL, Attributes
 from paste_agent.instrument.wrapping import wrap
 from paste_agent.raised import type_name
@@ -48,7 +49,6 @@ _OWN = "paste_agent."
 _VERSIONS = {10: "1.0", 11: "1.1", 20: "2"}
 _MAX_URL = 2048
 _ABSOLUTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
-_PLAIN_HOST = re.compile(r"(?:\[[^\]@]*\]|[^:@\[\]]*)(?::[0-9]*)?")
 _HOST_AND_PORT = re.compile(r"(\[[^\]]*\]|[^:/]*)(?::([0-9]{1,5}))?")
 
 _get, _set, _reset = current.get, current.set, current.reset
@@ -266,7 +266,7 @@ def _tell(connection: Any, span: Span | None) -> None:
     try:
         lines = getattr(connection, "_buffer", ())
         given = b"\n".join(lines).lower()  # the first line is none of the headers
-        if b"\ntraceparent:" in given:
+        if b"\ntraceparent:" in given or lines == []:  # in time for no request
             return
         parent, others = parent_of(span)
         if parent is not None:
@@ -319,10 +319,7 @@ def target_of(connection: Any, url: object) -> Target:
 
 def _absolute(url: str) -> Target:
     scheme, _, rest = url.partition("://")
-    if (
-        _PLAIN_HOST.fullmatch(rest.partition("/")[0]) is None
-    ):  # what is before the last @ may be a password, with slashes in it
-        rest = rest.rpartition("@")[2]
+    rest = without_user(rest)
     found = _HOST_AND_PORT.match(rest)
     if found is None:  # it matches nothing at all too
         return Target()
@@ -551,7 +548,7 @@ def _known_of(pool: Any, connection: Any, method: str, url: str) -> _Known | Non
     if _is_own(connection):
         return None
     found = _Known(method, _target_in(pool, connection, url))
-    if len(url) <= _LONGEST_KNOWN and "?" not in url:  # a query is nobody else's business
+    if len(url) <= _LONGEST_KNOWN and url[:1] == "/" and "?" not in url:  # neither a query nor a user is kept in memory
         known = pool.__dict__.setdefault(_KNOWN, {})
         if len(known) >= _MOST_KNOWN:
             known.clear()

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import requests
 import urllib3
+import urllib3.connection
 import urllib3.connectionpool
 
 from paste_agent import lifecycle
@@ -339,3 +340,22 @@ def test_a_connection_that_takes_no_attributes_fails_in_its_own_way(
     assert all(isinstance(one, Transaction) for one in within)
     assert faults == ["a call"] * 2
     pool.close()
+
+
+def test_a_header_is_added_to_a_request_or_not_at_all(recorder: Recorder, installed: None, peer: Peer) -> None:
+    class TooEarly(urllib3.connection.HTTPConnection):
+        def request(self, *args: object, **kwargs: object) -> None:  # type: ignore[override]
+            with pytest.raises(http.client.CannotSendHeader):
+                self.endheaders()
+            super().request(*args, **kwargs)  # type: ignore[arg-type]
+
+    class Pool(urllib3.connectionpool.HTTPConnectionPool):
+        ConnectionCls = TooEarly
+
+    def run() -> None:
+        with Pool(peer.host.partition(":")[0], peer.port) as pool:
+            assert pool.request("GET", "/1", retries=False).status == 200
+
+    spans_within(recorder, run)
+    assert [(method, path) for method, path, _, _ in peer.asked] == [("GET", "/1")]
+    assert [len(one) for one in peer.headers("traceparent")] == [1]

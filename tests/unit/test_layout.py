@@ -17,10 +17,20 @@ PACKAGE = Path(__file__).resolve().parent.parent.parent / "paste_agent"
 #: it holds unless its modules are listed. A new module is entered here once, where it belongs.
 ORDER = [
     "paste_agent",
-    *("errors", "wording", "native", "log", "naming", "propagation", "probes", "raised", "error_rules", "on_import"),
-    *("recorder", "recorder.layout", "recorder.lock", "recorder.file"),
+    *("errors", "wording", "native", "log", "addresses", "naming", "propagation", "probes", "raised", "error_rules"),
+    *("on_import", "recorder", "recorder.layout", "recorder.lock", "recorder.file"),
     *("headers", "kinds", "settings", "ini", "ini_text", "ini_edit", "runtime_dir", "lease"),
-    *("sampler", "inside", "recorder.writer", "recorder.reader", "transaction", "response", "spans", "trace_ids"),
+    *(
+        "sampler",
+        "inside",
+        "said",
+        "recorder.writer",
+        "recorder.reader",
+        "transaction",
+        "response",
+        "spans",
+        "trace_ids",
+    ),
     *("crash", "stacks", "watch"),
     *("kept", "log_files", "log_forwarding", "aggregate", "metrics", "inner_spans", "detail", "trace_writer"),
     *("postmortem", "ending"),

@@ -1,9 +1,10 @@
 """What is said through OpenTelemetry's API in a transaction is said of it, and nothing of the API is changed beyond."""
 
+# ruff: noqa: F811  # fixtures that are imported
+
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import copy
 import threading
 import time
@@ -20,73 +21,26 @@ from paste_agent import otel, trace_ids
 from paste_agent.detail import Rules, trace_row
 from paste_agent.error_rules import ErrorRules
 from paste_agent.filter import AgentFilter
-from paste_agent.inside import FUNCTION, MAX_ATTRIBUTES, MESSAGE, FinishedSpan, Inside
+from paste_agent.inside import FUNCTION, MAX_ATTRIBUTES, MESSAGE, FinishedSpan
 from paste_agent.recorder.reader import Reader
 from paste_agent.recorder.writer import Recorder
 from paste_agent.spans import begin, end
-from paste_agent.transaction import UnderWay, current
-from tests.recorders import _Serving, die, environ_of, open_recorder, reader_of, run_script, serve, spans_within
-
-TRACE_ID, PARENT_ID = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
-
-#: As a library has it: taken when it is imported, before anybody has thought of a provider.
-tracer = trace.get_tracer("shop", "1.0")
-
-
-@pytest.fixture(autouse=True)
-def installed() -> None:
-    """For good: without a transaction nothing is there, and that is tested too."""
-    otel.install(trace)
-    otel.install(trace)
-
-
-@pytest.fixture
-def recorder(tmp_path: Path) -> Iterator[Recorder]:
-    opened = open_recorder(tmp_path, keep_all=True)
-    yield opened
-    die(opened)
-
-
-@pytest.fixture
-def reader(recorder: Recorder) -> Iterator[Reader]:
-    opened = reader_of(recorder)
-    yield opened
-    opened.close()
-
-
-def told(reader: Reader) -> str:
-    """What a post-mortem would say that the only request is in."""
-    (one,) = reader.in_flight()
-    return one.span
-
-
-def here() -> UnderWay:
-    within = current.get()
-    assert within is not None
-    return within.transaction
-
-
-def inside_of_it() -> Inside:
-    found = here().inside
-    assert found is not None
-    return found
-
-
-def ids(span: trace.Span) -> tuple[str, str]:
-    of = span.get_span_context()
-    return trace.format_trace_id(of.trace_id), trace.format_span_id(of.span_id)
-
-
-def tree(found: list[FinishedSpan]) -> dict[str, str | None]:
-    """Names of spans, and of those around them."""
-    names = {span.number: span.name for span in found}
-    return {span.name: names.get(span.parent) for span in sorted(found)}
-
-
-def only(found: list[FinishedSpan]) -> FinishedSpan:
-    (span,) = found
-    return span
-
+from paste_agent.transaction import current
+from tests.recorders import _Serving, die, environ_of, open_recorder, serve, spans_within
+from tests.telemetry_api import (  # noqa: F401
+    PARENT_ID,
+    TRACE_ID,
+    here,
+    ids,
+    inside_of_it,
+    installed,
+    only,
+    reader,
+    recorder,
+    told,
+    tracer,
+    tree,
+)
 
 # -- spans of tracers ------------------------------------------------------------------------------------------------
 
@@ -564,286 +518,3 @@ def test_what_is_said_of_the_current_span(recorder: Recorder) -> None:
     assert not span.is_recording()
     span.set_attribute("late", 1)
     assert ids(span) == ("0" * 32, "0" * 16)
-
-
-def test_what_somebody_forgot_to_detach_is_no_place_to_be(recorder: Recorder) -> None:
-    tokens: list[Any] = []
-
-    def forgets() -> None:
-        tokens.append(context.attach(trace.set_span_in_context(tracer.start_span("forgotten"))))
-
-    def run() -> None:
-        assert ids(trace.get_current_span()) == trace_ids.here()
-        with tracer.start_as_current_span("fresh"):
-            pass
-
-    spans_within(recorder, forgets)
-    try:
-        assert trace.get_current_span() is trace.INVALID_SPAN
-        assert tree(spans_within(recorder, run)) == {"fresh": None}
-    finally:
-        context.detach(tokens.pop())
-
-
-def test_what_the_application_attaches_stays(recorder: Recorder) -> None:
-    def run() -> None:
-        parent = propagate.extract({"traceparent": f"00-{TRACE_ID}-{PARENT_ID}-01"})
-        token = context.attach(parent)
-        try:
-            assert ids(trace.get_current_span()) == (TRACE_ID, PARENT_ID)
-        finally:
-            context.detach(token)
-        assert trace.get_current_span(context.Context()) is trace.INVALID_SPAN
-
-    serve(recorder, meanwhile=run)
-
-
-def test_what_stands_for_the_caller_or_for_nobody_gives_way(recorder: Recorder) -> None:
-    header = f"00-{TRACE_ID}-{PARENT_ID}-01"
-
-    def run() -> None:
-        for attached in (propagate.extract({"traceparent": header}), trace.set_span_in_context(nobody)):
-            token = context.attach(attached)
-            try:
-                assert ids(trace.get_current_span()) == trace_ids.here()
-            finally:
-                context.detach(token)
-
-    nobody = trace.NonRecordingSpan(trace.INVALID_SPAN_CONTEXT)
-    serve(recorder, meanwhile=run, HTTP_TRACEPARENT=header)
-    token = context.attach(propagate.extract({"traceparent": header}))
-    try:
-        assert ids(trace.get_current_span()) == (TRACE_ID, PARENT_ID)
-    finally:
-        context.detach(token)
-
-
-# -- where nothing is changed ----------------------------------------------------------------------------------------
-
-
-def test_nothing_without_a_transaction() -> None:
-    assert trace.get_current_span() is trace.INVALID_SPAN
-    with tracer.start_as_current_span("nobody's", attributes={"a": 1}) as span:
-        assert isinstance(span, trace.NonRecordingSpan)
-        assert not span.get_span_context().is_valid
-    with pytest.raises(ZeroDivisionError), tracer.start_as_current_span("fails"):
-        1 / 0  # noqa: B018
-    assert not tracer.start_span("nobody's").is_recording()
-    with trace.use_span(trace.INVALID_SPAN) as span:
-        assert span is trace.INVALID_SPAN
-    headers: dict[str, str] = {}
-    propagate.inject(headers)
-    assert headers == {}
-
-
-def test_a_transaction_that_has_ended_is_none(recorder: Recorder) -> None:
-    contexts = []
-    serve(recorder, meanwhile=lambda: contexts.append(contextvars.copy_context()))
-    (within,) = contexts
-    assert isinstance(within.run(tracer.start_span, "late"), trace.NonRecordingSpan)
-    assert within.run(trace.get_current_span) is trace.INVALID_SPAN
-
-
-class Provider(trace.TracerProvider):
-    """One that an application has written."""
-
-    def __init__(self) -> None:
-        self.asked: list[str] = []
-
-    def get_tracer(self, instrumenting_module_name: str, *args: Any, **kwargs: Any) -> trace.Tracer:
-        self.asked.append(instrumenting_module_name)
-        return trace.NoOpTracer()
-
-
-def test_a_provider_of_the_application_s_wins_whenever_it_comes(
-    recorder: Recorder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    provider = Provider()
-    late = trace.get_tracer("taken before")
-
-    def run() -> None:
-        with late.start_as_current_span("ours still"):
-            pass
-        monkeypatch.setattr(trace, "_TRACER_PROVIDER", provider)  # what `set_tracer_provider` does, once a process
-        with late.start_as_current_span("theirs") as span:
-            assert not span.is_recording()
-        assert trace.get_current_span() is trace.INVALID_SPAN
-
-    assert [span.name for span in spans_within(recorder, run)] == ["ours still"]
-    assert provider.asked == ["taken before"]
-
-
-SDK = """
-import logging, sys
-logging.basicConfig(stream=sys.stdout, format="LOGGED %(message)s")
-from opentelemetry import trace
-from paste_agent import otel
-from tests.recorders import open_recorder, spans_within
-
-otel.install(trace)
-recorder = open_recorder(None)
-tracer = trace.get_tracer("shop")
-
-def show(what):
-    def run():
-        with tracer.start_as_current_span("outer"):
-            with tracer.start_as_current_span("inner"):
-                pass
-    ours = [span.name for span in spans_within(recorder, run)]
-    print(what, "ours", ours, "theirs", [
-        (span.name, span.parent and format(span.parent.span_id, "016x") in known) for span in exported()
-    ])
-
-def exported():
-    spans = list(memory.get_finished_spans()) if memory else []
-    known.update(format(span.context.span_id, "016x") for span in spans)
-    if memory:
-        memory.clear()
-    return spans
-
-memory, known = None, set()
-show("none")
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-
-show("imported")
-memory = InMemorySpanExporter()
-provider = TracerProvider()
-provider.add_span_processor(SimpleSpanProcessor(memory))
-by_hand = provider.get_tracer("by hand")
-tracer, proxy = by_hand, tracer
-show("by hand")
-tracer = proxy
-trace.set_tracer_provider(provider)
-show("set")
-assert type(trace.get_tracer_provider()) is TracerProvider
-"""
-
-
-def test_beside_the_real_sdk_nothing_is_ours() -> None:
-    theirs = "[('inner', True), ('outer', None)]"
-    assert run_script(SDK).splitlines() == [
-        "none ours ['inner', 'outer'] theirs []",
-        "imported ours [] theirs []",
-        f"by hand ours [] theirs {theirs}",
-        f"set ours [] theirs {theirs}",
-    ]
-
-
-IMPORTED = """
-import sys
-from pathlib import Path
-from paste_agent import instrument
-from tests.recorders import open_recorder, settings_of, spans_within
-
-instrument.install_for(settings_of(Path("/nowhere"), opentelemetry_api=sys.argv[1]))
-print("opentelemetry" in sys.modules, "paste_agent.otel" in sys.modules)
-from opentelemetry import propagate, trace
-from opentelemetry.trace import get_current_span, get_tracer, use_span
-
-def run():
-    print(get_current_span().get_span_context().is_valid)
-    with use_span(get_tracer("shop").start_span("one"), end_on_exit=True):
-        pass
-    headers = {}
-    propagate.inject(headers)
-    print(sorted(headers))
-
-print([span.name for span in spans_within(open_recorder(None), run)])
-instrument.install_for(settings_of(Path("/nowhere"), opentelemetry_api=sys.argv[1]))
-"""
-
-
-@pytest.mark.parametrize(
-    ("value", "printed"),
-    [
-        ("true", ["False False", "True", "['traceparent']", "['one']"]),
-        ("false", ["False False", "False", "[]", "[]"]),
-    ],
-)
-def test_it_is_there_when_the_api_is_imported(value: str, printed: list[str]) -> None:
-    assert run_script(IMPORTED, value).splitlines() == printed
-
-
-CHANGED = """
-from pathlib import Path
-from paste_agent import instrument, lifecycle
-from tests.recorders import open_recorder, settings_of, spans_within
-from opentelemetry import trace
-
-before = trace.use_span, trace.get_current_span
-del trace.ProxyTracer._tracer
-instrument.install_for(settings_of(Path("/nowhere")))
-assert (trace.use_span, trace.get_current_span) == before
-print([(where, type(fault).__name__) for where, fault in lifecycle._owed_faults])
-"""
-
-
-def test_an_api_that_is_not_what_it_was_stays_as_it_is() -> None:
-    assert run_script(CHANGED) == "[(\"OpenTelemetry's API\", 'AttributeError')]\n"
-
-
-def test_faults_are_counted_and_nobody_notices(recorder: Recorder) -> None:
-    faults: list[str] = []
-    recorder.on_fault = lambda where, fault: faults.append(f"{where}: {type(fault).__name__}")
-    whole = recorder._ids, recorder.sampler, recorder.next_span
-
-    class NoMapping(dict[str, Any]):
-        def items(self) -> Any:
-            raise OSError
-
-    def faults_of(call: Callable[[], object]) -> list[str]:
-        faults.clear()
-        call()
-        return faults[:]
-
-    def run() -> None:
-        with tracer.start_as_current_span("one", attributes=NoMapping(a=1)) as span:
-            assert faults_of(lambda: span.set_attributes(NoMapping())) == ["OpenTelemetry's API: OSError"]
-            place = trace.get_current_span().get_span_context()
-            broken: Any = recorder
-            broken._ids = broken.sampler = broken.next_span = None
-            assert len(faults_of(lambda: propagate.inject({}))) == 2  # flags and state
-            assert place.trace_flags == trace.TraceFlags.DEFAULT
-            assert faults_of(lambda: tracer.start_span("two").end()) == ["begin of a span: TypeError"]
-            with paste_agent.span("three"):
-                pass
-            recorder._ids, recorder.sampler, recorder.next_span = whole
-
-    assert [span.name for span in spans_within(recorder, run)] == ["one"]
-
-
-GREENLETS = """
-from gevent import monkey
-monkey.patch_all()
-import gevent
-from opentelemetry import trace
-from paste_agent import otel
-from tests.recorders import open_recorder, spans_within
-
-otel.install(trace)
-recorder = open_recorder(None)
-tracer = trace.get_tracer("shop")
-
-def work(name):
-    def run():
-        with tracer.start_as_current_span(f"{name} outer"):
-            gevent.sleep(0)
-            with tracer.start_as_current_span(f"{name} inner") as span:
-                gevent.sleep(0)
-                assert trace.get_current_span() is span
-            gevent.sleep(0)
-    found = sorted(spans_within(recorder, run))
-    assert found[1].parent == found[0].number, found
-    return [span.name for span in found]
-
-tasks = [gevent.spawn(work, name) for name in ("first", "second")]
-gevent.joinall(tasks, raise_error=True)
-print([task.value for task in tasks])
-"""
-
-
-def test_greenlets_do_not_meet() -> None:
-    pytest.importorskip("gevent")
-    assert run_script(GREENLETS) == "[['first outer', 'first inner'], ['second outer', 'second inner']]\n"

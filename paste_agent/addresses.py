@@ -1,0 +1,24 @@
+"""Addresses without what is nobody's business: the user in them and his password, query and fragment."""
+
+from __future__ import annotations
+
+import re
+
+_PLAIN_HOST = re.compile(r"(?:\[[^\]@]*\]|[^:@\[\]]*)(?::[0-9]*)?")
+_END_OF_HOST = re.compile(r"[/?#]")
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*:)?//")
+
+
+def bare(address: str) -> str:
+    """An address, with its scheme or without one, as it may be shown."""
+    scheme = _SCHEME.match(address)
+    start = scheme.end() if scheme is not None else 0
+    rest = without_user(address[start:])
+    return address[:start] + rest.partition("?")[0].partition("#")[0]
+
+
+def without_user(rest: str) -> str:
+    """What follows the slashes of an address, without what is before its host."""
+    if _PLAIN_HOST.fullmatch(_END_OF_HOST.split(rest, maxsplit=1)[0]):
+        return rest
+    return rest.rpartition("@")[2]  # what is before the last one may be a password, with slashes in it

@@ -1,0 +1,67 @@
+"""Attributes that an application, or a library on its behalf, gives: what is kept of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import islice
+from typing import Any
+
+from paste_agent.addresses import bare
+from paste_agent.inside import AttributeValue
+
+_MAX_KEY = 128
+_MAX_VALUE = 1024
+_INT64 = 1 << 63
+#: Items of a sequence that is the value of an attribute.
+_MAX_ITEMS = 64
+#: Attributes of libraries' that hold what a client has sent: texts and parameters of statements, queries, headers.
+_UNSAFE = (
+    *("db.statement", "db.query.text", "db.query.parameter.", "db.operation.parameter.", "db.connection_string"),
+    *("url.query", "http.target", "http.request.header.", "http.response.header."),
+)
+_ADDRESSES = ("url.full", "url.original", "http.url")
+
+
+class Said(dict[str, object]):
+    """Attributes of a span that the application has given, whatever its category: settings may keep them out."""
+
+
+def plain_value(value: Any) -> AttributeValue | None:
+    """A value as it is kept, of one of the plain types, text cut to 1,024 characters; None for what cannot be.
+
+    By type(): to ask an object for its class can run its code.
+    """
+    kind = type(value)
+    if kind is bool:
+        return bool(value)
+    if issubclass(kind, str):  # whatever a subclass makes of itself
+        return str.__str__(value)[:_MAX_VALUE]
+    if issubclass(kind, int):
+        whole = int.__int__(value)
+        return whole if -_INT64 <= whole < _INT64 else None
+    if issubclass(kind, float):
+        number = float.__float__(value)
+        return number if math.isfinite(number) else None
+    return None
+
+
+def add(attributes: dict[str, Any], most: int, key: object, value: object) -> None:
+    """Add an attribute under a name of the conventions, if there is room for it, and if it is not to be kept out.
+
+    most: as many there may be. A sequence becomes text; an address loses user and query. What it is not, or cannot be,
+    is left out.
+    """
+    if not issubclass(type(key), str):
+        return
+    name = str.__str__(key)[:_MAX_KEY]
+    if not name or (len(attributes) >= most and name not in attributes) or name.startswith(_UNSAFE):
+        return
+    kept = plain_value(value)
+    if kept is None and isinstance(value, Sequence) and not isinstance(value, (bytes, bytearray, memoryview)):
+        items = map(plain_value, islice(value, _MAX_ITEMS))
+        kept = plain_value(", ".join(str(item) for item in items if item is not None))
+    if name in _ADDRESSES and isinstance(kept, str):
+        kept = bare(kept)
+    if kept is not None:
+        attributes[name] = kept
