@@ -361,7 +361,7 @@ class _Told(_Ours):
         failed = None
         if self._status is StatusCode.ERROR:
             failed = self._raised or str(self._attributes.get("error.type", "_OTHER"))
-        spans.end(span, self.name, None, failed, self._attributes or None)
+        spans.end_aside(span, self.name, failed, self._attributes or None)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

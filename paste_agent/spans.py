@@ -60,7 +60,7 @@ class Span:
     children_ns: int  #: time in spans inside of it
     span_id: bytes | None  #: once a service that is called has been told
     attributes: dict[str, object] | None  #: more that is known of it, by whoever ends it
-    token: Token[Within | None] | None  #: None: it stands aside, and its end does not say where the thread is
+    token: Token[Within | None]
 
 
 def begin(category: int, text: bytes) -> Span | None:
@@ -114,11 +114,11 @@ def end(
     """
     end_ns = perf_counter_ns()
     transaction = span.transaction
-    recorder, token = transaction.recorder, span.token
+    recorder = transaction.recorder
     try:
         try:
-            if token and _get() is span:  # else its transaction has ended before it, or it ends before one inside of it
-                _reset(token)
+            if _get() is span:  # else its transaction has ended before it, or it ends before one inside of it
+                _reset(span.token)
         except ValueError:  # it ends in another context than it began in
             pass
         start_ns = span.start_ns
@@ -128,11 +128,11 @@ def end(
         inside = transaction.inside
         if transaction.environ is None or inside is None:
             return
-        around, slot, category = span.around, transaction.slot if token else 0, span.category
+        around, slot, category = span.around, transaction.slot, span.category
         parent, code = 0, None
         if around.__class__ is Span:
+            around.children_ns += duration_ns
             parent = around.number
-            around.children_ns += duration_ns if token else 0
             if slot:
                 _pack_span(recorder.buffer, slot + SPAN_AT, transaction.number, around.text)
         elif slot:
@@ -163,11 +163,29 @@ def end(
 
 
 def step_aside(span: Span) -> None:
-    """The thread is not in a span that it has just begun, which goes on until somebody ends it. May raise."""
-    token, span.token = span.token, None
-    if token is not None:
-        _reset(token)
+    """The thread is not in a span that it has just begun, which goes on until `end_aside`. May raise."""
+    _reset(span.token)
     _tell(span.transaction)
+
+
+def end_aside(span: Span, name: str, failed: str | None, attributes: Attributes | None) -> None:
+    """As `end`, of a span that was told to `step_aside`: where the thread is does not change. Raises nothing."""
+    end_ns = perf_counter_ns()
+    transaction, around = span.transaction, span.around
+    try:
+        inside = transaction.inside
+        if transaction.environ is None or inside is None:
+            return
+        duration_ns = end_ns - span.start_ns
+        own_ns = max(duration_ns - span.children_ns, 0)
+        if span.category < _own_parts:
+            inside.spend(span.category, own_ns)
+        if len(inside.finished) < MAX_SPANS:
+            parent = around.number if isinstance(around, Span) else 0
+            done = (span.number, parent, span.category, name, span.start_ns, duration_ns, own_ns, failed, span.span_id, attributes, None)  # fmt: skip  # noqa: E501
+            inside.finished.append(done)
+    except Exception as fault:
+        transaction.recorder.on_fault("end of a span", fault)
 
 
 def enter(span: Span, since_ns: int | None = None) -> Entered | None:

@@ -146,8 +146,7 @@ class _Call:
         try:
             self.left_ns = perf_counter_ns()
             try:
-                if span.token is not None:
-                    _reset(span.token)
+                _reset(span.token)
             except ValueError:  # in another context
                 pass
             _show(_get())
