@@ -175,20 +175,24 @@ def metrics_page() -> str:
 
 
 def pictures(ini: str, trace_id: str) -> None:
-    """The report of a service, and one of its traces, as a terminal shows them."""
+    """How the report of a service begins, and one of its traces, as a terminal shows them."""
     from paste_agent.cli import report, trace
 
-    picture("report", f"paste-agent report {os.path.basename(ini)}", [report.page_of(ini)])
+    picture("report", f"paste-agent report {os.path.basename(ini)}", [report.page_of(ini)], "Failed transactions")
     picture("trace", f"paste-agent trace {os.path.basename(ini)} {trace_id}", trace.page_of(ini, trace_id, WIDTH))
 
 
-def picture(name: str, title: str, lines: Iterable[Any]) -> None:
+def picture(name: str, title: str, lines: Iterable[Any], until: str = "") -> None:
+    """until: how the first line begins that is left out, with all that follow; '': none is."""
     from rich.console import Console
+    from rich.segment import Segment, Segments
 
     with open("/dev/null", "w") as nowhere:
         console = Console(record=True, width=WIDTH, highlight=False, file=nowhere, force_terminal=True)
-        for line in lines:
-            console.print(elsewhere(line))
+        for segments in (shown for line in lines for shown in console.render_lines(elsewhere(line), pad=False)):
+            if until and "".join(segment.text for segment in segments).startswith(until):
+                break
+            console.print(Segments([*segments, Segment.line()]), end="")
         svg = console.export_svg(title=title)
     # rich asks another host for its font; a page of ours asks nobody, and any monospaced font does.
     svg = re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL)

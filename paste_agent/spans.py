@@ -29,6 +29,8 @@ _MAX_KEY = 128
 _MAX_VALUE = 1024
 _MAX_STEPS = 60
 _own_parts = len(PARTS)
+#: In the place of a category, of one that stood aside: it has ended; it has ended, and its thread left it out of turn.
+_ENDED, _LEFT = -1, -2
 #: What a thread was in before, how it comes back, and since when, of the monotonic clock.
 Entered = tuple[Within | None, Token[Within | None], int]
 _pack_span = layout.SPAN.pack_into
@@ -100,13 +102,7 @@ def begin(category: int, text: bytes) -> Span | None:
         return None
 
 
-def end(
-    span: Span,
-    name: str,
-    key: SpanKey | Key | None = None,
-    failed: str | None = None,
-    attributes: Attributes | None = None,
-) -> None:
+def end(span: Span, name: str, key: SpanKey | Key | None = None, failed: str | None = None, attributes: Attributes | None = None) -> None:  # fmt: skip  # noqa: E501
     """The span has ended. Raises nothing.
 
     name: of the span, of low cardinality. key: kind and fields that it is counted under; None: it is not.
@@ -117,8 +113,10 @@ def end(
     recorder = transaction.recorder
     try:
         try:
-            if _get() is span:  # else its transaction has ended before it, or it ends before one inside of it
+            if _get() is span:
                 _reset(span.token)
+            else:  # its transaction has ended before it, or it ends before one inside of it
+                _step_out(span)
         except ValueError:  # it ends in another context than it began in
             pass
         start_ns = span.start_ns
@@ -162,6 +160,20 @@ def end(
         recorder.on_fault("end of a span", fault)
 
 
+def _step_out(span: Span) -> None:
+    """One that has begun inside of a span goes on after it: its end does not lead back into what has ended."""
+    here = inner = _get()
+    while isinstance(inner, Span):
+        leads_to = inner.token.old_value
+        if leads_to is span:
+            out = span.token.old_value
+            _set(None if out is Token.MISSING else out)
+            inner.token = _set(inner)
+            _set(here)
+            return
+        inner = None if leads_to is Token.MISSING else leads_to
+
+
 def step_aside(span: Span) -> None:
     """The thread is not in a span that it has just begun, which goes on until `end_aside`. May raise."""
     _reset(span.token)
@@ -184,6 +196,7 @@ def end_aside(span: Span, name: str, failed: str | None, attributes: Attributes 
             parent = around.number if isinstance(around, Span) else 0
             done = (span.number, parent, span.category, name, span.start_ns, duration_ns, own_ns, failed, span.span_id, attributes, None)  # fmt: skip  # noqa: E501
             inside.finished.append(done)
+        span.category = _ENDED
     except Exception as fault:
         transaction.recorder.on_fault("end of a span", fault)
 
@@ -210,6 +223,13 @@ def leave(span: Span, entered: Entered) -> None:
     try:
         if _get() is span:  # else its transaction has ended before it
             _reset(token)
+            back = _get()
+            while isinstance(back, Span) and back.category == _LEFT:
+                back = back.around
+            if back is not _get():
+                _set(back)
+        elif span.category == _ENDED:  # generators may take turns
+            span.category = _LEFT
     except ValueError:  # in another context
         return
     _tell(span.transaction)

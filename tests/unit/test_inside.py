@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import itertools
 import json
 import sys
 import threading
@@ -246,6 +247,32 @@ def test_what_threads_do_at_once_takes_nothing_from_the_span_around_them(recorde
         lead.drain()
         assert part_spans(lead.store) == {"database": 3, "template": 1}
         assert counts_of(lead.store, DATABASE_DURATION) == {ITEMS: 3}
+
+
+@pytest.mark.parametrize("kinds", [(FUNCTION, FUNCTION, FUNCTION), (DATABASE, CALL, TEMPLATE)])
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+def test_spans_may_end_in_any_order_and_nothing_after_is_inside_of_them(
+    recorder: Recorder, kinds: tuple[int, ...], order: tuple[int, ...]
+) -> None:
+    def run() -> None:
+        outside = current.get()
+        with span("around"):
+            around = current.get()
+            begun = [begin(kind, f"{number}".encode()) for number, kind in enumerate(kinds)]
+            for number in order:
+                one = begun[number]
+                assert one is not None
+                end(one, f"{number}")
+            assert current.get() is around
+            with span("after"):
+                pass
+        assert current.get() is outside
+
+    found = {one.name: one for one in spans_within(recorder, run)}
+    names = {one.number: one.name for one in found.values()}
+    assert {name: names.get(one.parent) for name, one in found.items()} == {
+        "around": None, "0": "around", "1": "0", "2": "1", "after": "around",
+    }  # fmt: skip
 
 
 def test_a_span_that_ends_after_its_transaction_is_counted_and_belongs_to_none(

@@ -12,7 +12,7 @@ import pickle
 import threading
 import types
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -230,6 +230,21 @@ def test_messages_that_overlap_are_each_one(recorder: Recorder) -> None:
     found = spans_within(recorder, run)
     assert [span.category for span in found] == [MESSAGE] * 5
     assert counted == [5]
+
+
+def test_generators_that_take_turns_leave_nothing_behind(recorder: Recorder) -> None:
+    def turns(name: str) -> Iterator[None]:
+        with tracer.start_as_current_span(name):
+            yield
+
+    def run() -> None:
+        for _ in zip(turns("A"), turns("B"), strict=False):
+            pass
+        assert current.get() is here()
+        with paste_agent.span("after"):
+            pass
+
+    assert tree(spans_within(recorder, run)) == {"A": None, "B": "A", "after": None}
 
 
 def test_a_thread_that_has_the_api_s_context_alone_is_in_its_span(recorder: Recorder) -> None:
