@@ -69,8 +69,10 @@ Attributes of `http.server.request.duration`: `http.request.method`, `url.scheme
 until the response is closed, streaming included: the same that the server span measures. A method that HTTP does not
 know is `_OTHER`. `error.type` is the class of an exception that left the application, else the status of a 5xx.
 
-`http.route` is the pattern of a route, never a path. The agent knows Pyramid's routes and views, Routes, and routers
-that follow `wsgiorg.routing_args`; any other application names its route with
+`http.route` is the pattern of a route, never a path. The agent knows the routes of Pyramid, Flask and
+[others](inside.md), Routes, and routers that follow `wsgiorg.routing_args`. Where paste.urlmap, or another composite
+like it, stands below the agent, the path that it has the application at comes first (not with `layers = false`). Any
+other application names its route, in full, with
 
     environ["paste_agent.route"] = "/items/{id}"
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from paste.deploy import loadwsgi
 
-from paste_agent import instrument, lifecycle, raised, settings
+from paste_agent import instrument, lifecycle, naming, raised, settings
 from paste_agent.errors import AgentError
 from paste_agent.inside import MAX_SPANS
 from paste_agent.recorder.layout import KIND_LAYER, KIND_LOAD
@@ -45,11 +45,19 @@ class Layer:
     In all else it passes for what it wraps.
     """
 
-    __slots__ = ("__weakref__", "_paste_agent_is_app", "_paste_agent_key", "_paste_agent_layer", "_paste_agent_wrapped")
+    __slots__ = (
+        "__weakref__",
+        "_paste_agent_is_app",
+        "_paste_agent_key",
+        "_paste_agent_layer",
+        "_paste_agent_mounted",
+        "_paste_agent_wrapped",
+    )
 
     _paste_agent_is_app: bool
     _paste_agent_key: tuple[int, tuple[str | None, ...]]
     _paste_agent_layer: str
+    _paste_agent_mounted: str  #: path that a composite has it at; ''
     _paste_agent_wrapped: WSGIApplication
 
     def __init__(self, wrapped: WSGIApplication, name: str, is_app: bool) -> None:
@@ -59,6 +67,7 @@ class Layer:
         put(self, "_paste_agent_layer", name)
         put(self, "_paste_agent_key", (KIND_LAYER, (name,)))
         put(self, "_paste_agent_is_app", is_app)
+        put(self, "_paste_agent_mounted", "")
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         transaction = environ.get(TRANSACTION_KEY)
@@ -74,6 +83,8 @@ class Layer:
             own_ns = total_ns - transaction.below_ns
             transaction.below_ns = beside_ns + total_ns
             try:
+                if self._paste_agent_mounted:
+                    _name_in_full(transaction, environ, self._paste_agent_mounted)
                 if own_ns < 0:  # it has called several layers at a time, in threads
                     own_ns = 0
                 if transaction.environ is not None:
@@ -132,6 +143,27 @@ def layer_of(wrapped: WSGIApplication, name: str, is_app: bool) -> WSGIApplicati
         methods: dict[str, Any] = {special: _passed_on(special) for special in names}
         made = _kinds[names] = type("Layer", (Layer,), {"__slots__": (), "__hash__": None, **methods})
     return made(wrapped, name, is_app)
+
+
+def _name_in_full(transaction: Any, environ: Environ, mounted: str) -> None:
+    """The route that an application has found begins at the path which it is mounted at. One of its own words stays."""
+    if naming.ROUTE_KEY in environ:
+        return
+    route = naming.route_of(transaction.route) or naming.route_of_routing_args(environ)
+    if route is not None:
+        transaction.route = f"{mounted}/{route}" if route[0] == "*" else mounted + route
+
+
+def _tell_mounted(composite: Any) -> None:
+    """Tell the layers that a composite passes requests on to by path, as paste.urlmap has them and those like it."""
+    paths: dict[int, set[str]] = {}
+    for entry in getattr(composite, "applications", ()):
+        match entry:
+            case ((_, str(path)), application) if issubclass(type(application), Layer):
+                known = paths.setdefault(id(application), set())
+                known.add(path)
+                # At several, nobody knows which of them a request came by.
+                object.__setattr__(application, "_paste_agent_mounted", path if len(known) == 1 else "")
 
 
 def _passed_on(special: str) -> Callable[..., Any]:
@@ -388,6 +420,11 @@ def _app(invoke: Callable[..., Any], context: Any) -> Any:
         return invoke(context)
     made = load.step(invoke, context)
     load.record()
+    if _is_composite(context):
+        try:
+            _tell_mounted(made)
+        except Exception as fault:
+            lifecycle.on_fault("layers", fault)
     if not callable(made) or hasattr(context, _ALONE):
         return made
     return layer_of(made, load.name, not _is_composite(context))

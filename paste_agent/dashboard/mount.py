@@ -24,12 +24,13 @@ class Mount:
 
     def __init__(self, applications: Mapping[str, WSGIApplication]) -> None:
         """applications: by path, without a slash at its end; '' is the root."""
-        self._applications = sorted(applications.items(), key=lambda item: -len(item[0]))
+        #: As paste.urlmap has them: domain and path, and what is there; the longest path first.
+        self.applications = [((None, path), applications[path]) for path in sorted(applications, key=len, reverse=True)]
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Pass a request on, the path that was taken moved from PATH_INFO to SCRIPT_NAME. Source: PEP 3333."""
         path = environ.get("PATH_INFO", "")
-        for prefix, application in self._applications:
+        for (_, prefix), application in self.applications:
             if path == prefix or path.startswith(f"{prefix}/") or not prefix:
                 environ["SCRIPT_NAME"] = environ.get("SCRIPT_NAME", "") + prefix
                 environ["PATH_INFO"] = path[len(prefix) :]

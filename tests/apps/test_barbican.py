@@ -36,21 +36,21 @@ skip_without("barbican", "keystonemiddleware", "pymysql")
 
 CLIENTS, ROUNDS = 4, 3
 ANN = {"X-Auth-Token": "ann"}
-LIST = Kind("GET", "/v1/secrets", "/secrets", headers=ANN)
-STORE = Kind("POST", "/v1/secrets", "/secrets", headers=ANN,
+LIST = Kind("GET", "/v1/secrets", "/v1/secrets", headers=ANN)
+STORE = Kind("POST", "/v1/secrets", "/v1/secrets", headers=ANN,
              json={"name": "one", "payload": "hidden", "payload_content_type": "text/plain"})  # fmt: skip
 #: Keystone itself fails when it is asked.
 BROKEN = Kind("GET", "/v1/secrets", None, headers={"X-Auth-Token": "{broken}"})
 KINDS = [
     Kind("GET", "/", "/"),
     Kind("GET", "/healthcheck", None),
-    Kind("GET", "/v1/", "/", headers=ANN),
+    Kind("GET", "/v1/", "/v1/", headers=ANN),
     Kind("GET", "/v1/", None),
     LIST,
     STORE,
-    Kind("POST", "/v1/secrets", "/secrets", headers=ANN, json={"payload": 17}),
+    Kind("POST", "/v1/secrets", "/v1/secrets", headers=ANN, json={"payload": 17}),
     Kind("GET", "/v1/secrets", None, headers={"X-Auth-Token": "nobody"}),
-    Kind("GET", "/v1/containers?limit=3", "/containers", headers=ANN),
+    Kind("GET", "/v1/containers?limit=3", "/v1/containers", headers=ANN),
     Kind("GET", "/v1/secrets/{number}", None, headers=ANN),
     Kind("GET", "/v1/nope/{number}", None, headers=ANN),
     BROKEN,
