@@ -23,7 +23,7 @@ from typing import Any
 from paste_agent import metrics, settings
 
 DOCS = Path(__file__).parent
-WIDTH = 108
+WIDTH = 112
 
 SETTINGS_HEAD = """# Settings
 

@@ -27,7 +27,7 @@ from paste_agent.store.summary import trace_name
 
 #: Rows of each section; --json has all.
 _ROWS = 10
-_BAR, _WIDE_BAR = 16, 24
+_BAR = 16
 _KINDS = {"slow": "slow", "repeated": "N+1"}
 
 
@@ -68,7 +68,7 @@ def breakdown_table(entries: Sequence[Mapping[str, Any]], limit: int, wide: bool
     table = table_of("Breakdown, what the time was spent on")
     table.add_column("route", overflow="fold", ratio=1)
     if wide:
-        table.add_column("", overflow="fold", ratio=1)
+        table.add_column("", overflow="fold")
         numbers(table, "queries", "GC")
     numbers(table, "mean")
     table.add_column("")
@@ -83,7 +83,7 @@ def breakdown_table(entries: Sequence[Mapping[str, Any]], limit: int, wide: bool
             *((name, told) if wide else (Text("\n").join((name, told)),)),
             *((f"{queries:.3g}", duration(pauses_s) if pauses_s else Text("–", style="dim")) if wide else ()),
             duration(entry["sum_s"] / count),
-            SharesBar(shares, _WIDE_BAR if wide else _BAR),
+            SharesBar(shares, _BAR),
         )
     if len(entries) > limit:
         table.caption = f"{len(entries) - limit} more; --limit {len(entries)} lists all"
