@@ -75,6 +75,9 @@ class Layer:
             return self._paste_agent_wrapped(environ, start_response)
         beside_ns = transaction.below_ns
         transaction.below_ns = 0
+        if self._paste_agent_mounted:
+            # What was found before, by a try of this one too, is not what it finds now.
+            route_before, transaction.route = transaction.route, None
         start_ns = perf_counter_ns()
         try:
             return self._paste_agent_wrapped(environ, start_response)
@@ -84,7 +87,7 @@ class Layer:
             transaction.below_ns = beside_ns + total_ns
             try:
                 if self._paste_agent_mounted:
-                    _name_in_full(transaction, environ, self._paste_agent_mounted)
+                    transaction.route = _route_in_full(transaction, environ, self._paste_agent_mounted) or route_before
                 if own_ns < 0:  # it has called several layers at a time, in threads
                     own_ns = 0
                 if transaction.environ is not None:
@@ -145,13 +148,17 @@ def layer_of(wrapped: WSGIApplication, name: str, is_app: bool) -> WSGIApplicati
     return made(wrapped, name, is_app)
 
 
-def _name_in_full(transaction: Any, environ: Environ, mounted: str) -> None:
-    """The route that an application has found begins at the path which it is mounted at. One of its own words stays."""
-    if naming.ROUTE_KEY in environ:
-        return
-    route = naming.route_of(transaction.route) or naming.route_of_routing_args(environ)
-    if route is not None:
-        transaction.route = f"{mounted}/{route}" if route[0] == "*" else mounted + route
+def _route_in_full(transaction: Any, environ: Environ, mounted: str) -> str | None:
+    """The route that an application has found, after the path that it is mounted at; None: it has found none.
+
+    What it says itself, in the environ, is in full already.
+    """
+    route = naming.route_of(transaction.route)
+    if route is None and naming.ROUTE_KEY not in environ:
+        route = naming.route_of_routing_args(environ)
+    if route is None:
+        return None
+    return f"{mounted}/{route}" if route[0] == "*" else mounted + route
 
 
 def _tell_mounted(composite: Any) -> None:

@@ -7,7 +7,7 @@ raises anything, and without a transaction `begin` returns None and nothing else
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ContextDecorator
 from contextvars import Token
 from time import perf_counter_ns
@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any
 
 from paste_agent import propagation
-from paste_agent.inside import DATABASE, FUNCTION, MAX_SPANS, PARTS, Attributes, Inside
+from paste_agent.inside import DATABASE, FUNCTION, MAX_SPANS, PARTS, Attributes, FinishedSpan, Inside
 from paste_agent.raised import BETWEEN, is_library, type_name
 from paste_agent.recorder import layout
 from paste_agent.recorder.layout import SPAN_AT
@@ -180,7 +180,7 @@ def step_aside(span: Span) -> None:
     _tell(span.transaction)
 
 
-def end_aside(span: Span, name: str, failed: str | None, attributes: Attributes | None) -> None:
+def end_aside(span: Span, name: str, failed: str | None, attributes: Mapping[str, object] | None) -> None:
     """As `end`, of a span that was told to `step_aside`: where the thread is does not change. Raises nothing."""
     end_ns = perf_counter_ns()
     transaction, around = span.transaction, span.around
@@ -193,8 +193,19 @@ def end_aside(span: Span, name: str, failed: str | None, attributes: Attributes 
         if span.category < _own_parts:
             inside.spend(span.category, own_ns)
         if len(inside.finished) < MAX_SPANS:
-            parent = around.number if isinstance(around, Span) else 0
-            done = (span.number, parent, span.category, name, span.start_ns, duration_ns, own_ns, failed, span.span_id, attributes, None)  # fmt: skip  # noqa: E501
+            done = FinishedSpan(
+                number=span.number,
+                parent=around.number if isinstance(around, Span) else 0,
+                category=span.category,
+                name=name,
+                start_ns=span.start_ns,
+                duration_ns=duration_ns,
+                own_ns=own_ns,
+                failed=failed,
+                span_id=span.span_id,
+                attributes=attributes,
+                code=None,
+            )
             inside.finished.append(done)
         span.category = _ENDED
     except Exception as fault:
@@ -242,12 +253,24 @@ def rename(span: Span, text: bytes) -> None:
         _tell(span.transaction)
 
 
+def show(around: Within | None) -> None:
+    """Have the black box say what a thread is in. May raise."""
+    if around is None or not (slot := around.transaction.slot):
+        return
+    recorder = around.transaction.recorder
+    if isinstance(around, Span):
+        recorder.enter_span(slot, around.text)
+    else:
+        recorder.leave_span(slot)
+
+
 def _tell(transaction: UnderWay) -> None:
-    """Have the black box say what this thread is in."""
-    slot, around = transaction.slot, _get()
-    if slot:
-        text = around.text if isinstance(around, Span) and around.transaction is transaction else b""
-        _pack_span(transaction.recorder.buffer, slot + SPAN_AT, transaction.number if text else 0, text)
+    """The same of this thread, which is in no span of the transaction if it works for another one, or for none."""
+    around = _get()
+    if around is not None and around.transaction is transaction:
+        show(around)
+    elif transaction.slot:
+        transaction.recorder.leave_span(transaction.slot)
 
 
 def caller() -> tuple[str, int, str] | None:

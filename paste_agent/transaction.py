@@ -381,8 +381,7 @@ class Transaction:
         identity = inside.identity
         if identity is None:
             environ, recorder = self.environ or {}, self.recorder
-            header, baggage = environ.get("HTTP_TRACEPARENT"), environ.get("HTTP_BAGGAGE")
-            parent = propagation.parse_traceparent(header) if header.__class__ is str else None
+            baggage, parent = environ.get("HTTP_BAGGAGE"), self._parent(environ)
             sampled = parent is not None and parent.sampled
             # Most are told by their number that chance passes them over.
             if not sampled and self.number >= recorder.sampler.next_random and recorder.sampler.choose(self.number):

@@ -26,8 +26,8 @@ from paste_agent.instrument.wrapping import wrap
 from paste_agent.raised import type_name
 from paste_agent.recorder.layout import KIND_CALL
 from paste_agent.recorder.writer import Key, SpanKey
-from paste_agent.spans import Span, begin, end, parent_of
-from paste_agent.transaction import Within, current
+from paste_agent.spans import Span, begin, end, parent_of, show
+from paste_agent.transaction import current
 
 #: Of a connection: method, URL and beginning of the request that is put together; a reference to one under way.
 _ASKED = "_paste_agent_asked"
@@ -149,7 +149,7 @@ class _Call:
                 _reset(span.token)
             except ValueError:  # in another context
                 pass
-            _show(_get())
+            show(_get())
             environ = span.transaction.environ
             if environ is not None:
                 calls = environ.setdefault(_CALLS, {})
@@ -191,7 +191,7 @@ class _Call:
         try:
             around = _get()
             if around is not span.around:
-                _show(around)
+                show(around)
         except Exception as fault:
             lifecycle.on_fault("a call", fault)
 
@@ -205,17 +205,6 @@ def _answered(response: Any) -> tuple[int | None, int | None]:
     """Status and version of an answer, as far as it has them."""
     status, version = getattr(response, "status", None), getattr(response, "version", None)
     return status if isinstance(status, int) else None, version if isinstance(version, int) else None
-
-
-def _show(around: Within | None) -> None:
-    """Have the black box say what the thread is in."""
-    if around is None or not (slot := around.transaction.slot):
-        return
-    recorder = around.transaction.recorder
-    if isinstance(around, Span):
-        recorder.enter_span(slot, around.text)
-    else:
-        recorder.leave_span(slot)
 
 
 def _is_own(connection: object) -> bool:

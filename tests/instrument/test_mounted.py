@@ -59,6 +59,13 @@ class Twice:
     def __call__(self, environ, start_response):
         return self.applications[0][1](environ, start_response)
 
+def trying_factory(app, global_conf):
+    """Tries a request once more, as it came."""
+    def trying(environ, start_response):
+        app(dict(environ), lambda *response: None)
+        return app(environ, start_response)
+    return trying
+
 def twice_factory(loader, global_conf, **names):
     return Twice(loader.get_app("pyramid", global_conf=global_conf))
 
@@ -97,6 +104,14 @@ paste.app_factory = {apps}:routes_factory
 paste.app_factory = {apps}:named_factory
 [app:plain]
 paste.app_factory = {apps}:plain_factory
+[filter:trying]
+paste.filter_app_factory = {apps}:trying_factory
+[composite:versions]
+use = egg:{dispatcher}
+/v1 = routes
+/v2 = pyramid
+[pipeline:tried]
+pipeline = agent trying versions
 [composite:twice]
 paste.composite_factory = {apps}:twice_factory
 filter-with = agent
@@ -154,6 +169,11 @@ def test_the_path_comes_first(place: Place, dispatcher: str) -> None:
         "/nested/deep/items/{id}", "/v1/rest/*traverse", "/v1/*traverse/edit", "/v1/", "/its/own/{words}", "None",
         "/v1/*traverse",
     ])  # fmt: skip
+
+
+def test_a_request_that_is_tried_again_is_named_once(place: Place) -> None:
+    ask(load(place, "tried"), "/v1/users/ann", "/v2/items/1", "/v2/nowhere")
+    assert routes_of(place) == ["/v1/users/{name}", "/v2/*traverse", "/v2/items/{id}"]
 
 
 def test_an_application_at_two_paths_is_at_neither(place: Place) -> None:
