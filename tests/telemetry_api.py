@@ -9,11 +9,10 @@ import pytest
 from opentelemetry import trace
 
 from paste_agent import otel
-from paste_agent.inside import FinishedSpan, Inside
+from paste_agent.inside import FinishedSpan
 from paste_agent.recorder.reader import Reader
 from paste_agent.recorder.writer import Recorder
-from paste_agent.transaction import UnderWay, current
-from tests.recorders import die, open_recorder, reader_of
+from tests.recorders import die, open_recorder
 
 TRACE_ID, PARENT_ID = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 #: As a library has it: taken when it is imported, before anybody has thought of a provider.
@@ -34,29 +33,10 @@ def recorder(tmp_path: Path) -> Iterator[Recorder]:
     die(opened)
 
 
-@pytest.fixture
-def reader(recorder: Recorder) -> Iterator[Reader]:
-    opened = reader_of(recorder)
-    yield opened
-    opened.close()
-
-
 def told(reader: Reader) -> str:
     """What a post-mortem would say that the only request is in."""
     (one,) = reader.in_flight()
     return one.span
-
-
-def here() -> UnderWay:
-    within = current.get()
-    assert within is not None
-    return within.transaction
-
-
-def inside_of_it() -> Inside:
-    found = here().inside
-    assert found is not None
-    return found
 
 
 def ids(span: trace.Span) -> tuple[str, str]:

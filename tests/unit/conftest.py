@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from paste_agent.recorder.reader import Reader
+from paste_agent.recorder.writer import Recorder
 from paste_agent.runtime_dir import service_dir
 from paste_agent.settings import Settings
 from paste_agent.store.store import Store
 from tests.filtering import Measured
-from tests.recorders import settings_of
+from tests.recorders import reader_of, settings_of
 
 
 @pytest.fixture
@@ -55,3 +57,11 @@ def found(tmp_path: Path) -> Settings:
 def directory(found: Settings) -> Path:
     """Where the recorders of that service are."""
     return Path(service_dir(found, {}))
+
+
+@pytest.fixture
+def reader(recorder: Recorder) -> Iterator[Reader]:
+    """Of the recorder that a file's own fixture opens."""
+    opened = reader_of(recorder)
+    yield opened
+    opened.close()

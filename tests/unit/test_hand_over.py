@@ -37,13 +37,6 @@ def recorder(tmp_path: Path) -> Iterator[Recorder]:
     die(opened)
 
 
-@pytest.fixture
-def reader(recorder: Recorder) -> Iterator[Reader]:
-    opened = reader_of(recorder)
-    yield opened
-    opened.close()
-
-
 def returning(body: Any, status: str = "201 Made") -> Application:
     def application(environ: dict[str, Any], start_response: Callable[..., object]) -> Any:
         environ["paste_agent.route"] = "/items/{id}"

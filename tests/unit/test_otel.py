@@ -30,17 +30,15 @@ from tests.recorders import _Serving, die, environ_of, open_recorder, serve, spa
 from tests.telemetry_api import (  # noqa: F401
     PARENT_ID,
     TRACE_ID,
-    here,
     ids,
-    inside_of_it,
     installed,
     only,
-    reader,
     recorder,
     told,
     tracer,
     tree,
 )
+from tests.within import inside_of
 
 # -- spans of tracers ------------------------------------------------------------------------------------------------
 
@@ -203,7 +201,7 @@ def test_a_span_may_last_from_one_part_of_a_response_to_the_next(recorder: Recor
             assert trace.get_current_span() is span
             tracer.start_span("part").end()
             yield b"2"
-        found.extend(map(FinishedSpan.of, inside_of_it().finished))
+        found.extend(map(FinishedSpan.of, inside_of().finished))
         yield b"3"
 
     def application(environ: dict[str, Any], start_response: Callable[..., object]) -> Iterator[bytes]:
@@ -244,7 +242,7 @@ def test_a_message_is_one_if_nobody_else_has_seen_it(recorder: Recorder) -> None
             assert seen is not None
             end(seen, "publish")
         tracer.start_span("beside", kind=SpanKind.PRODUCER).end()
-        counted.append(inside_of_it().parts.get(MESSAGE, [0])[0])
+        counted.append(inside_of().parts.get(MESSAGE, [0])[0])
 
     counted: list[int] = []
     found = spans_within(recorder, run)
@@ -271,7 +269,7 @@ def test_an_exception_passes_and_is_no_error_yet(recorder: Recorder, reader: Rea
         with pytest.raises(SystemExit), tracer.start_as_current_span("leaves"):
             raise SystemExit
         assert told(reader) == ""
-        assert inside_of_it().errors is None
+        assert inside_of().errors is None
 
     found = spans_within(recorder, run)
     assert {span.name: span.failed for span in found} == {
@@ -315,7 +313,7 @@ def test_a_recorded_exception_is_an_error_that_was_handled(tmp_path: Path) -> No
             span.set_status(StatusCode.ERROR)
         trace.get_current_span().record_exception(TimeoutError(), attributes={"a": 1})
         trace.get_current_span().record_exception(LookupError(), escaped=True)
-        errors.extend((error.type, error.expected) for error in inside_of_it().errors or ())
+        errors.extend((error.type, error.expected) for error in inside_of().errors or ())
 
     span = only(spans_within(recorder, run))
     die(recorder)
@@ -454,7 +452,7 @@ def test_the_current_span_has_the_ids_that_logs_and_others_have(recorder: Record
             assert span.get_span_context().is_valid
             assert not span.get_span_context().is_remote
         # A line in the log is no reason to keep a trace.
-        assert inside_of_it().identity is None
+        assert inside_of().identity is None
 
     serve(recorder, meanwhile=run, HTTP_TRACEPARENT=f"00-{TRACE_ID}-{PARENT_ID}-00")
     kept = recorder.kept.pop()
@@ -503,8 +501,8 @@ def test_what_is_said_of_the_current_span(recorder: Recorder) -> None:
         span.end()
         with pytest.raises(ZeroDivisionError), trace.use_span(span, end_on_exit=True):
             1 / 0  # noqa: B018
-        found.update(inside_of_it().attributes or {})
-        assert inside_of_it().errors is None
+        found.update(inside_of().attributes or {})
+        assert inside_of().errors is None
         late.append(span)
 
     found: dict[str, Any] = {}

@@ -28,17 +28,15 @@ from tests.recorders import run_script, serve, spans_within
 from tests.telemetry_api import (  # noqa: F401
     PARENT_ID,
     TRACE_ID,
-    here,
     ids,
-    inside_of_it,
     installed,
     only,
-    reader,
     recorder,
     told,
     tracer,
     tree,
 )
+from tests.within import here, inside_of
 
 # -- what is attached ------------------------------------------------------------------------------------------------
 
@@ -201,7 +199,7 @@ def test_an_error_is_one_of_the_transaction_that_the_span_is_of(recorder: Record
         for thread in threads:
             thread.start()
             thread.join()
-        assert [error.type for error in inside_of_it().errors or ()] == ["ValueError"]
+        assert [error.type for error in inside_of().errors or ()] == ["ValueError"]
 
     def second() -> None:
         for span in held:
@@ -224,7 +222,7 @@ def test_messages_that_overlap_are_each_one(recorder: Recorder) -> None:
 
     def run() -> None:
         asyncio.run(all_of_them())
-        counted.append(inside_of_it().parts[MESSAGE][0])
+        counted.append(inside_of().parts[MESSAGE][0])
 
     counted: list[int] = []
     found = spans_within(recorder, run)

@@ -30,13 +30,6 @@ def recorder(tmp_path: Path) -> Iterator[Recorder]:
     die(opened)
 
 
-@pytest.fixture
-def reader(recorder: Recorder) -> Iterator[Reader]:
-    opened = reader_of(recorder)
-    yield opened
-    opened.close()
-
-
 def file_of(recorder: Recorder) -> bytes:
     assert recorder.path is not None
     return Path(recorder.path).read_bytes()

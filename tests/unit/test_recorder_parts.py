@@ -34,13 +34,6 @@ def recorder(tmp_path: Path) -> Iterator[Recorder]:
     die(opened)
 
 
-@pytest.fixture
-def reader(recorder: Recorder) -> Iterator[Reader]:
-    opened = reader_of(recorder)
-    yield opened
-    opened.close()
-
-
 # -- records -------------------------------------------------------------------------------------------------------
 
 

@@ -26,13 +26,6 @@ def recorder(tmp_path: Path) -> Iterator[Recorder]:
     die(opened)
 
 
-@pytest.fixture
-def reader(recorder: Recorder) -> Iterator[Reader]:
-    opened = reader_of(recorder)
-    yield opened
-    opened.close()
-
-
 def spans_of(reader: Reader) -> list[str]:
     return [one.span for one in reader.in_flight()]
 

@@ -29,7 +29,7 @@ from paste_agent.response import Response
 from paste_agent.spans import span
 from paste_agent.transaction import current
 from tests import recorders, watching
-from tests.recorders import S, die, in_flight, open_recorder, reader_of, run_script
+from tests.recorders import S, die, in_flight, open_recorder, run_script
 from tests.serving import PATIENCE_S
 from tests.watching import Held, only, watch_of
 
@@ -39,13 +39,6 @@ def recorder(tmp_path: Path) -> Iterator[Recorder]:
     opened = open_recorder(tmp_path, slots=32)
     yield opened
     die(opened)
-
-
-@pytest.fixture
-def reader(recorder: Recorder) -> Iterator[Reader]:
-    opened = reader_of(recorder)
-    yield opened
-    opened.close()
 
 
 def functions_in(stack: str) -> list[str]:
