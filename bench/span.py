@@ -43,6 +43,23 @@ def a_span():
         pass
 
 
+def opentelemetry_spans():
+    """By OpenTelemetry's API: what does nothing, and what the agent makes of it; None where it is not installed."""
+    try:
+        from opentelemetry import trace
+    except ImportError:
+        return None
+
+    def of(tracer):
+        def call():
+            with tracer.start_as_current_span("a part of the work"):
+                pass
+
+        return call
+
+    return of(trace.NoOpTracer()), of(trace.get_tracer("bench")), CALLS
+
+
 def two(make, plain, instrumented):
     return make(plain), make(instrumented)
 
@@ -66,6 +83,8 @@ def pairs_of(plain, servers):
             CALLS,
         ),
     }
+    if (by_api := opentelemetry_spans()) is not None:
+        pairs["span, by OpenTelemetry's API"] = by_api
     for name, (before, after) in servers.items():
 
         def repeating(cursor):
