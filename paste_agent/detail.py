@@ -119,7 +119,7 @@ def _add_inside(
 def _may_have(category: str, said: bool, name: str, rules: Rules) -> bool:
     """Whether a span may have this attribute. What is of the application itself only spans of functions have.
 
-    said: unless all that it has is the application's.
+    said: all that this one has is the application's, whatever its category.
     """
     if _matches(name, rules.exclude):
         return False
