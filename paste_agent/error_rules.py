@@ -43,7 +43,7 @@ class ErrorRules:
         return verdict
 
     def verdict_of_status(self, code: int) -> int:
-        """The same for a response that no exception led to."""
+        """The same for a response, whether an exception led to it or not."""
         if code in self._ignored_statuses:
             return IGNORED
         return EXPECTED if code in self._expected_statuses else COUNTS

@@ -138,3 +138,9 @@ class Inside:
         if not expected and self.raised is None and take_failed():
             self.raised = raised_of(error)
             self.remarkable = True
+
+    def pardon(self, expected: bool) -> bool:
+        """Take all errors for expected ones, or forget them; whether one of them was to be kept with its stack."""
+        self.errors = [one._replace(expected=True) for one in self.errors or ()] if expected else None
+        was_kept, self.raised = self.raised is not None, None
+        return was_kept

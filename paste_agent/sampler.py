@@ -52,6 +52,12 @@ class TokenBucket:
         self._taken += 1
         return True
 
+    def give_back(self) -> None:
+        """Undo a `take` that let through."""
+        self._asked -= 1
+        self._taken -= 1
+        self._tokens.append(None)
+
     def refill(self, elapsed_s: float) -> None:
         """Put in what `elapsed_s` seconds are worth. For the reporter alone."""
         self._owed = min(self._owed + self._per_minute * elapsed_s / 60, float(self._capacity))
@@ -61,7 +67,7 @@ class TokenBucket:
             self._learn(elapsed_s)
         room = self._capacity - len(self._tokens)
         self._tokens.extend([None] * min(whole, room))
-        self._was_full = len(self._tokens) == self._capacity
+        self._was_full = len(self._tokens) >= self._capacity
 
     def forget(self) -> None:
         """What asked so far says nothing of what asks from now on: few are expected to be turned away."""
@@ -131,6 +137,10 @@ class Sampler:
     def take_failed(self) -> bool:
         """Whether one more failed transaction may be kept."""
         return self._failed.take()
+
+    def give_back_failed(self) -> None:
+        """What `take_failed` let through turned out to be no failure."""
+        self._failed.give_back()
 
     def choose(self, number: int) -> bool:
         """Whether chance picks this transaction; decided before its end when a service that it calls has to be told."""

@@ -184,8 +184,11 @@ class Transaction:
             start_ns = self.start_ns
             duration_ns = end_ns - start_ns
             inside = self.inside
-            if inside is not None and "paste_agent.calls" in environ:
-                environ["paste_agent.calls"].clear()  # those that nobody has ended end with it
+            if inside is not None:
+                if "paste_agent.calls" in environ:
+                    environ["paste_agent.calls"].clear()  # those that nobody has ended end with it
+                if inside.errors is not None:
+                    self._judge(inside)
             if (
                 self.layers is not None
                 or series >= FAILED
@@ -280,10 +283,7 @@ class Transaction:
             return
         if self.recorder.error_rules.verdict_of_status(code) == error_rules.EXPECTED:
             inside = self.inside = self.inside or Inside()
-            seen = SeenError(str(code), "", True)
-            inside.errors = inside.errors or []
-            if seen not in inside.errors:
-                inside.errors.append(seen)
+            inside.errors = inside.errors or [SeenError(str(code), "", True)]
 
     def _hand_over_without_route(self) -> None:
         """The application's own objects are in the way: count the request all the same."""
@@ -345,6 +345,13 @@ class Transaction:
         if self.inside is None:
             self.inside = Inside()
         self.inside.note(error, verdict == error_rules.EXPECTED, recorder.sampler.take_failed)
+
+    def _judge(self, inside: Inside) -> None:
+        """Apply the rules of statuses to what was raised: only now is it known which status came of it."""
+        code = naming.status_of(self.status)
+        verdict = error_rules.COUNTS if code is None else self.recorder.error_rules.verdict_of_status(code)
+        if verdict != error_rules.COUNTS and inside.pardon(verdict == error_rules.EXPECTED):
+            self.recorder.sampler.give_back_failed()
 
     def _leave_inside(self, series: int, end_ns: int) -> None:
         """Leave the records of what this transaction spent its time on, and of its errors. Raises nothing."""

@@ -37,6 +37,15 @@ class Quiet(Exception):
     pass
 
 
+class HTTPException(Exception):
+    """One that is a response, as those of webob are."""
+
+    code = 500
+
+    def __call__(self, environ: object, start_response: object) -> list[bytes]:
+        return []
+
+
 GONE, GONE_FOR_EVER = type_name(Gone), type_name(GoneForEver)
 
 # -- rules ---------------------------------------------------------------------------------------------------------
@@ -231,6 +240,33 @@ def test_statuses_that_are_no_failures(recorder: Recorder, tmp_path: Path, statu
         expected = status.startswith("503")
         seen = {error_of(status[:3], expected=expected): 1} if failed or expected else {}
         assert counts_of(lead.store, ERRORS) == seen
+
+
+@pytest.mark.parametrize("escapes", [True, False], ids=["raised", "handled"])
+@pytest.mark.parametrize(("code", "expected"), [(502, False), (503, True)], ids=["ignored", "expected"])
+def test_rules_of_statuses_hold_for_what_was_raised(
+    recorder: Recorder, tmp_path: Path, code: int, expected: bool, escapes: bool
+) -> None:
+    """More often than may be kept: one that is no failure takes no token away from those that are."""
+    error = HTTPException("x")
+    error.code = code
+    for _ in range(70):
+        if escapes:
+            with pytest.raises(HTTPException):
+                serve(recorder, route="/x", meanwhile=raising(error))
+        else:
+            serve(recorder, route="/x", status=f"{code} No", meanwhile=noting(error))
+    assert list(recorder.kept) == []
+    serve(recorder, meanwhile=noting(KeyError("x")))
+    assert len(recorder.kept) == 1
+    die(recorder)
+    with leading(tmp_path) as lead:
+        lead.drain()
+        counts = counts_of(lead.store, ERRORS)
+        assert counts.pop(error_of("KeyError", f"{HERE}.run")) == 1
+        assert counts == ({error_of(type_name(error), f"{HERE}.run", "/x", expected=True): 70} if expected else {})
+        assert requests_of(lead.store) == {("GET", "/x", code): 70, ("GET", None, 200): 1}
+        assert failures_of(lead.store) == 0
 
 
 # -- noted more than once ------------------------------------------------------------------------------------------
