@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from types import TracebackType
 from typing import NamedTuple
 
 _MAX_MESSAGE = 1024
+#: What follows tells of the statement that failed, and has values of it in clear.
+_APPENDED = re.compile(r"\n\[SQL: |\nDETAIL: |\nLINE [0-9]+: ")
 _MAX_FRAMES = 50
 _MAX_CHAIN = 4
 _MAX_PLACE = 160
@@ -130,21 +133,31 @@ def origin_of(error: BaseException) -> tuple[str, int]:
 
 def raised_of(error: BaseException, depth: int = 0) -> Raised:
     """Take down an exception with its causes. Walks its frames, reads no file, keeps no reference."""
-    try:
-        message = str(error)[:_MAX_MESSAGE]
-    except Exception:  # the application's own __str__
-        message = "<unprintable>"
     cause = error.__cause__
     explicit = cause is not None
     if cause is None and not error.__suppress_context__:
         cause = error.__context__
     return Raised(
         type=type_name(error),
-        message=message,
+        message=_message_of(error),
         frames=_frames_of(error.__traceback__),
         cause=raised_of(cause, depth + 1) if cause is not None and depth < _MAX_CHAIN else None,
         explicit_cause=explicit,
     )
+
+
+def _message_of(error: BaseException) -> str:
+    """Its message, without what SQLAlchemy and PostgreSQL append to it: the statement, its parameters, and values."""
+    try:
+        message = str(error)
+        appended = _APPENDED.search(message)
+        if appended is not None:
+            message = message[: appended.start()]
+        if any(hasattr(one, "diag") or hasattr(one, "statement") for one in (error, error.__cause__)):
+            message = message.partition("\n")[0]  # whatever language the server speaks
+        return message[:_MAX_MESSAGE]
+    except Exception:  # the application's own __str__
+        return "<unprintable>"
 
 
 def _frames_of(traceback: TracebackType | None) -> tuple[Frame, ...]:

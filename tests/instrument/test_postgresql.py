@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 
-from paste_agent import statements
+from paste_agent import detail, statements
 from paste_agent.aggregate import DATABASE_DURATION
 from paste_agent.inside import DATABASE, FUNCTION, FinishedSpan
 from paste_agent.instrument import dbapi
 from paste_agent.instrument import psycopg as psycopg_instrumentation
 from paste_agent.instrument import psycopg2 as psycopg2_instrumentation
 from paste_agent.instrument import sqlalchemy as sqlalchemy_instrumentation
+from paste_agent.raised import raised_of
 from paste_agent.recorder.writer import Recorder
 from paste_agent.transaction import current
 from tests.databases import Server, free_port
@@ -134,6 +135,38 @@ def test_an_error_has_its_sqlstate(
     failed = spans_of(recorder, driver, where, run)[1]
     assert failed.failed == f"{driver.__name__}.errors.{kind}"
     assert (failed.attributes or {})["db.response.status_code"] == status
+
+
+@pytest.mark.parametrize("layer", ["driver", "sqlalchemy"])
+def test_what_is_kept_of_an_error_has_no_values(driver: Any, where: dict[str, Any], layer: str) -> None:
+    """Neither of the statement, which SQLAlchemy and the server repeat, nor of the row."""
+    said: list[str] = []
+
+    def run(execute: Callable[[str], object]) -> None:
+        execute("CREATE TEMP TABLE users (email text UNIQUE)")
+        execute("INSERT INTO users VALUES ('s3cret')")
+        for statement in ("INSERT INTO users VALUES ('s3cret')", "SELECT absent('s3cret')"):
+            try:
+                execute(statement)
+            except Exception as error:
+                raised = raised_of(error)
+                said.append(raised.message)
+                assert "s3cret" in str(error)
+                assert "s3cret" not in detail.stacktrace(raised)
+
+    if layer == "driver":
+        connection = driver.connect(**where)
+        connection.autocommit = True
+        closing(connection, lambda connection: run(connection.cursor().execute))
+    else:
+        if driver is psycopg:
+            pytest.importorskip("sqlalchemy.dialects.postgresql.psycopg")  # from SQLAlchemy 2 on
+        engine = sqlalchemy.create_engine(url_of(driver.__name__, where), future=True, isolation_level="AUTOCOMMIT")
+        with engine.connect() as connection:
+            closing(connection, lambda connection: run(lambda text: connection.execute(sqlalchemy.text(text))))
+        engine.dispose()
+    for found, ends in zip(said, ('violates unique constraint "users_email_key"', "does not exist"), strict=True):
+        assert found.endswith(ends)
 
 
 def test_a_connection_that_fails_tells_where(recorder: Recorder, driver: Any, tmp_path: Path) -> None:
@@ -414,7 +447,7 @@ def test_sqlalchemy_counts_once(recorder: Recorder, where: dict[str, Any], name:
     sqlalchemy_instrumentation.install(sqlalchemy)
     if known:
         instrumented(name)
-    url = f"postgresql+{name}://{where['user']}@{where['host']}:{where['port']}/{where['dbname']}"
+    url = url_of(name, where)
 
     def run() -> None:
         engine = sqlalchemy.create_engine(url, future=True)
@@ -445,6 +478,10 @@ def test_sqlalchemy_counts_once(recorder: Recorder, where: dict[str, Any], name:
     assert "s3cret" not in str(spans)
 
 
+def url_of(driver: str, where: dict[str, Any]) -> str:
+    return f"postgresql+{driver}://{where['user']}@{where['host']}:{where['port']}/{where['dbname']}"
+
+
 def spans_so_far() -> list[Any]:
     around = current.get()
     assert around is not None
@@ -455,7 +492,7 @@ def spans_so_far() -> list[Any]:
 def test_waiting_for_a_pool_is_a_span(recorder: Recorder, where: dict[str, Any]) -> None:
     sqlalchemy_instrumentation.install(sqlalchemy)
     instrumented("psycopg2")
-    url = f"postgresql+psycopg2://{where['user']}@{where['host']}:{where['port']}/{where['dbname']}"
+    url = url_of("psycopg2", where)
 
     def run() -> None:
         engine = sqlalchemy.create_engine(url, pool_size=1, max_overflow=0, pool_timeout=0.05)
