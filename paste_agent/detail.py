@@ -10,13 +10,16 @@ from urllib.parse import quote, unquote
 from paste_agent import inner_spans, stacks
 from paste_agent.inside import MAX_ATTRIBUTES, PARTS, Inside
 from paste_agent.kept import TraceRow
-from paste_agent.naming import KNOWN_METHODS, readable
+from paste_agent.naming import KNOWN_METHODS, environ_key, readable
 from paste_agent.raised import Raised
+from paste_agent.recorder import layout
 from paste_agent.settings import Settings
 from paste_agent.transaction import KeptTransaction
 
 _NO_SPAN = bytes(8)
 _MAX_STACK = 16_384
+#: By these a transaction is counted and named: the agent alone says what they are.
+_COUNTED = frozenset((*layout.FIELDS[layout.KIND_SERVER], *layout.FIELDS[layout.KIND_BACKGROUND]))
 
 
 class Rules(NamedTuple):
@@ -65,15 +68,16 @@ def trace_row(
     detail: dict[str, object] = {"attributes": found}
     if kept.inside is not None:
         _add_inside(detail, found, kept, kept.inside, rules)
-    for name in [name for name in found if _matches(name, rules.exclude)]:
+    for name in [name for name in found if matches(name, rules.exclude)]:
         del found[name]
     if kept.tracestate:
         detail["tracestate"] = kept.tracestate
     if kept.error is not None:
+        messages = rules.messages and not matches("exception.message", rules.exclude)
         detail["exception"] = {
             "type": kept.error.type,
-            "message": kept.error.message if rules.messages else "",
-            "stacktrace": stacktrace(kept.error, rules.messages),
+            "message": kept.error.message if messages else "",
+            "stacktrace": "" if matches("exception.stacktrace", rules.exclude) else stacktrace(kept.error, messages),
         }
     return TraceRow(
         trace_id=kept.trace_id,
@@ -95,13 +99,13 @@ def _add_inside(
     spans = inner_spans.spans_of(inside, kept.span_id, kept.start_ns)
     for span in spans:
         own = span.get("attributes", {})
-        said = span.pop("said", False)
-        for name in [name for name in own if not _may_have(span["category"], said, name, rules)]:
+        said = span.pop("said", ())
+        for name in [name for name in own if not _may_have(name, name in said, rules)]:
             del own[name]
     if spans:
         detail["spans"] = spans
     findings = inner_spans.findings_of(
-        inside, rules.repeated, rules.slow_query_ns, texts=not _matches("db.query.text", rules.exclude)
+        inside, rules.repeated, rules.slow_query_ns, texts=not matches("db.query.text", rules.exclude)
     )
     if findings:
         detail["findings"] = findings
@@ -110,25 +114,21 @@ def _add_inside(
         detail["parts"] = parts
     if inside.errors:
         detail["errors"] = [{"type": one.type, "place": one.place, "expected": one.expected} for one in inside.errors]
-    if inside.attributes and rules.own_attributes:
+    if inside.attributes:
         for name, value in inner_spans.attributes_as_json(inside.attributes, MAX_ATTRIBUTES).items():
-            if name not in found and (not rules.include or _matches(name, rules.include)):
+            if name not in found and name not in _COUNTED and _may_have(name, True, rules):
                 found[name] = value
 
 
-def _may_have(category: str, said: bool, name: str, rules: Rules) -> bool:
-    """Whether a span may have this attribute. What is of the application itself only spans of functions have.
-
-    said: all that this one has is the application's, whatever its category.
-    """
-    if _matches(name, rules.exclude):
+def _may_have(name: str, said: bool, rules: Rules) -> bool:
+    """Whether a span may have this attribute. said: it is the application's."""
+    if matches(name, rules.exclude):
         return False
-    if not said and (category != "function" or name.startswith("code.")):
-        return True
-    return rules.own_attributes and (not rules.include or _matches(name, rules.include))
+    return not said or (rules.own_attributes and (not rules.include or matches(name, rules.include)))
 
 
-def _matches(name: str, patterns: Sequence[str]) -> bool:
+def matches(name: str, patterns: Sequence[str]) -> bool:
+    """Whether the name of an attribute is among those that a setting names."""
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
@@ -136,7 +136,7 @@ def _attributes(kept: KeptTransaction, rules: Rules) -> dict[str, Any]:
     """Attributes of the span beyond those of its series."""
     headers = kept.headers
     address, port = _server(headers)
-    found: dict[str, str | int | float | None] = {
+    found: dict[str, str | int | float | list[str] | None] = {
         "url.path": readable(kept.path),
         "url.query": redacted(kept.query) if rules.query and kept.query else None,
         "http.request.method_original": None if kept.method in KNOWN_METHODS else kept.method,
@@ -148,9 +148,9 @@ def _attributes(kept: KeptTransaction, rules: Rules) -> dict[str, Any]:
         "paste_agent.request.queue.duration": (kept.queue_us - 1) / 1e6 if kept.queue_us else None,
     }
     for name in rules.headers:
-        value = headers.get(f"HTTP_{name.upper().replace('-', '_')}")
+        value = headers.get(environ_key(name))
         if value is not None:
-            found[f"http.request.header.{name.lower()}"] = readable(value)
+            found[f"http.request.header.{name.lower()}"] = [readable(value)]
     return {name: value for name, value in found.items() if value is not None}
 
 

@@ -34,12 +34,14 @@ def look_at(
     ended_ns: int,
     offset_ns: int,
     crash: str,
+    paths: bool = True,
 ) -> Ending:
     """Look at a recorder whose process writes no more.
 
     flight: what it had in flight when it was last read. words: of its header. position: after its last record.
     worker: its number. requests: that it had served. ended_ns: when it ended, as far as is known, of the recorder's
-    monotonic clock. offset_ns: makes that clock the time of day. crash: text of its crash file.
+    monotonic clock. offset_ns: makes that clock the time of day. crash: text of its crash file. paths: whether those of
+    requests are told.
     """
     # What was in flight at an abort may have ended long before the process did.
     most = {"most": layout.MAX_RECORDS} if words[layout.W_ABORTED] else {}
@@ -58,6 +60,8 @@ def look_at(
         lost = [one for one in lost if one.is_request]
     if not lost and (in_order or not serving):
         return Ending(len(answered), None, [])
+    if not paths:
+        lost = [one._replace(path="") if one.is_request else one for one in lost]
     found = Evidence(
         recorder=reader.id,
         pid=reader.pid,

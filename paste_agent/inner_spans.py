@@ -15,6 +15,7 @@ _INT64 = 1 << 63
 #: Findings of one transaction.
 _MAX_FINDINGS = 10
 _MASK = (1 << 64) - 1
+_CODE = ("code.file.path", "code.line.number", "code.function.name")
 #: By category: what a span is called in the store and in a report.
 CATEGORIES = {
     DATABASE: "database",
@@ -30,7 +31,7 @@ def spans_of(inside: Inside, span_id: bytes, start_ns: int) -> list[dict[str, An
     """The spans of a transaction as JSON, in the order in which they began; times in ns from its start.
 
     span_id: of the transaction. A span whose service was told of it keeps its id, the others get theirs here. `said`:
-    its attributes are the application's.
+    names of those attributes that are the application's.
     """
     found = sorted(map(FinishedSpan.of, list(inside.finished)))
     ids = {span.number: (span.span_id or _id_of(span_id, span.number)).hex() for span in found}
@@ -44,10 +45,10 @@ def _id_of(span_id: bytes, number: int) -> bytes:
 
 def _as_json(span: FinishedSpan, ids: Mapping[int, str], start_ns: int) -> dict[str, Any]:
     attributes = attributes_as_json(span.attributes or {})
+    said = set(attributes) if isinstance(span.attributes, Said) else set()
     if span.code is not None:
-        file, line, function = span.code
-        attributes["code.file.path"], attributes["code.line.number"] = file, line
-        attributes["code.function.name"] = function
+        attributes.update(zip(_CODE, span.code, strict=True))
+        said.difference_update(_CODE)
     fields: dict[str, Any] = {
         "id": ids[span.number],
         "parent": ids.get(span.parent),  # None: the transaction itself, or one that has not ended in time
@@ -61,8 +62,8 @@ def _as_json(span: FinishedSpan, ids: Mapping[int, str], start_ns: int) -> dict[
         fields["error"] = span.failed
     if attributes:
         fields["attributes"] = attributes
-    if isinstance(span.attributes, Said):
-        fields["said"] = True
+    if said:
+        fields["said"] = said
     return fields
 
 

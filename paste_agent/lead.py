@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 
 from paste_agent import crash, ending, kept, lead_logs, metrics, naming, native, postmortem, probes, runtime_dir
 from paste_agent.aggregate import NO_ATTRIBUTES, REPORT_DURATION, SLOT_S, WORKER_LOST, Apdex, Delta, Folder, canonical
+from paste_agent.detail import matches
 from paste_agent.kept import TraceRow
 from paste_agent.log import say
 from paste_agent.metrics import Reading
@@ -331,6 +332,7 @@ class Lead:
             ended_ns=self._ended_ns(drain, tracked, row, flight),
             offset_ns=offset_ns,
             crash=crash.read(self._path_of(reader, crash.SUFFIX)),
+            paths=not matches("url.path", self._settings.exclude_attributes),
         )
         if end.account is not None:
             drain.postmortems.append(end.account)

@@ -18,6 +18,7 @@ from paste_agent.crash import CrashFile, crash_file
 from paste_agent.error_rules import ErrorRules
 from paste_agent.errors import RuntimeDirError
 from paste_agent.log import Warnings
+from paste_agent.naming import environ_key
 from paste_agent.recorder import layout
 from paste_agent.recorder.writer import Recorder
 from paste_agent.reporter import Reporter, complete
@@ -185,7 +186,7 @@ class Agent:
                 queries=settings.query_traces_per_min,
                 slow_query_ns=round(settings.slow_query_s * 1e9),
                 repeated=settings.repeated_queries,
-                headers=[f"HTTP_{name.upper().replace('-', '_')}" for name in settings.record_headers],
+                headers=list(map(environ_key, settings.record_headers)),
             ),
             on_fault=self.on_fault,
             propagators=settings.propagators,

@@ -100,6 +100,12 @@ def _route_of_swift(environ: Mapping[str, object]) -> str | None:
     return "/".join(["", version, *_SWIFT_VALUES[: len(values)]])
 
 
+def environ_key(header: str) -> str:
+    """Where WSGI has the value of a request header."""
+    key = header.upper().replace("-", "_")
+    return key if key in ("CONTENT_TYPE", "CONTENT_LENGTH") else f"HTTP_{key}"
+
+
 def readable(value: str) -> str:
     """A WSGI string, which holds bytes as characters, as the UTF-8 that those bytes mostly are."""
     try:

@@ -235,7 +235,7 @@ def trace_rows(postmortem: Postmortem, found: Evidence, wall_offset_ns: int) -> 
         if lost.route:
             attributes["http.route"] = lost.route
         detail: dict[str, object] = {
-            "attributes": {"url.path": lost.path},
+            "attributes": {"url.path": lost.path} if lost.path else {},
             "postmortem": {
                 "id": postmortem.id,
                 "reason": postmortem.reason,
@@ -288,7 +288,7 @@ def describe(postmortem: Postmortem, requests: Sequence[Lost] | None = None) -> 
 
 
 def _lines_of(lost: Lost) -> list[str]:
-    what = f"{lost.method} {lost.path}" if lost.method else f"task {lost.path}"
+    what = f"{lost.method} {lost.path}".rstrip() if lost.method else f"task {lost.path}"
     route = f", route {lost.route}" if lost.route and lost.route != lost.path else ""
     lines = [f"  {what} was in flight for {_duration(lost.age_s)}{route}, trace {lost.trace_id}"]
     if lost.answered:

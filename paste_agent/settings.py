@@ -199,7 +199,7 @@ TABLE: dict[str, Setting] = {
         Setting("expected_statuses", kinds.statuses, (), "", "Statuses of 500 and above that are recorded and do not count as failures."),
         Setting("record_headers", kinds.names(r"[A-Za-z0-9-]+", "names of request headers, for example X-Request-Id"), (), "", "Request headers that kept traces tell, by name."),
         Setting("include_attributes", kinds.names(r"[\w.*?-]+", "patterns of attribute names, for example app.* user.plan"), (), "", "Attributes that an application may set, as patterns with *; none: all."),
-        Setting("exclude_attributes", kinds.names(r"[\w.*?-]+", "patterns of attribute names, for example client.* user_agent.original"), (), "", "Attributes that are never recorded, as patterns with *; stronger than the former."),
+        Setting("exclude_attributes", kinds.names(r"[\w.*?-]+", "patterns of attribute names, for example client.* user_agent.original"), (), "", "Attributes that are never recorded, as patterns with *; stronger than the former. Those by which requests are counted stay."),
         Setting("record_error_messages", kinds.boolean, True, "", "Record the messages of exceptions, cut to 1,024 characters: they can hold what a user sent."),
         Setting("high_security", kinds.boolean, False, "", "Overrule every setting that records more than the defaults do, and leave out messages of exceptions and attributes of the application."),
         Setting("forward_logs", kinds.choice("off", "debug", "info", "warning", "error", "critical"), "off", "", "Send log records of this level and above to the collector, bound to the trace that they belong to."),

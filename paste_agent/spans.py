@@ -20,6 +20,7 @@ from paste_agent.raised import BETWEEN, is_library, type_name
 from paste_agent.recorder import layout
 from paste_agent.recorder.layout import SPAN_AT
 from paste_agent.recorder.writer import Key, SpanKey
+from paste_agent.said import Said
 from paste_agent.transaction import UnderWay, Within, current
 
 _ROOM = layout.SPAN.size - 8
@@ -358,7 +359,7 @@ class span(ContextDecorator):
         found = self._span
         if found is None or type(key) is not str or type(value) not in (str, int, float, bool):
             return
-        attributes = found.attributes = found.attributes or {}
+        attributes = found.attributes = found.attributes or Said()
         if len(attributes) < _MAX_ATTRIBUTES or key in attributes:
             attributes[key[:_MAX_KEY]] = value[:_MAX_VALUE] if type(value) is str else value
 

@@ -184,11 +184,8 @@ class Transaction:
             start_ns = self.start_ns
             duration_ns = end_ns - start_ns
             inside = self.inside
-            if inside is not None:
-                if "paste_agent.calls" in environ:
-                    environ["paste_agent.calls"].clear()  # those that nobody has ended end with it
-                if inside.errors is not None:
-                    self._judge(inside)
+            if inside is not None and "paste_agent.calls" in environ:
+                environ["paste_agent.calls"].clear()  # those that nobody has ended end with it
             if (
                 self.layers is not None
                 or series >= FAILED
@@ -359,6 +356,8 @@ class Transaction:
             return
         recorder, inside, layers = self.recorder, self.inside, self.layers
         try:
+            if inside is not None and inside.errors is not None:
+                self._judge(inside)
             if layers is not None:
                 recorder.record_parts(series, end_ns, {LAYERS: (len(layers), sum([own_ns for _, own_ns in layers]))})
             if inside is not None and inside.parts:

@@ -36,6 +36,11 @@ def one_line(text: object, limit: int = 200) -> str:
     return line if len(line) <= limit else line[: limit - 1].rstrip() + "…"
 
 
+def value_text(value: object) -> str:
+    """The value of an attribute; the items of a list without Python's marks around them."""
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
 def place_text(code: Mapping[str, Any], folders: int = 2) -> str:
     """A place in the code, the file with its last few folders: what is before them is the same for all."""
     parts = str(code["file"]).split(os.sep)

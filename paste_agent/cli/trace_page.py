@@ -14,7 +14,7 @@ from paste_agent.recorder.layout import WHY_KEPT
 from paste_agent.store.inside_summary import SHARED, code_of, dicts, number
 from paste_agent.store.summary import probability_of, rfc3339
 from paste_agent.store.trace_tree import Node, all_of, trees
-from paste_agent.wording import many
+from paste_agent.wording import many, value_text
 
 _NS = 1_000_000_000
 _FIGURE = 8  #: columns of a duration
@@ -271,7 +271,7 @@ def _facts(row: TraceRow, detail: Mapping[str, Any], parent: Node | None) -> Ite
         yield "layers", Text(one_line(", ".join(map(str, layers))))
     for name, value in found.items():
         if name not in _SAID:
-            yield str(name), Text(one_line(value))
+            yield str(name), Text(one_line(value_text(value)))
 
 
 def _spent(row: TraceRow, detail: Mapping[str, Any]) -> Iterator[tuple[str, Text]]:

@@ -571,6 +571,15 @@ def test_so_many_counters_and_no_more(make: Callable[..., Measured]) -> None:
     assert sum(total.sum_ns for total in found) == 30
 
 
+def test_of_headers_those_that_are_asked_for(make: Callable[..., Measured]) -> None:
+    service = make(record_headers="Content-Type X-Request-Id")
+    within(service, paste_agent.trace_context, CONTENT_TYPE="text/csv", HTTP_X_REQUEST_ID="a-1", HTTP_COOKIE="s3cret")
+    found = details(service)["attributes"]
+    assert found["http.request.header.content-type"] == ["text/csv"]
+    assert found["http.request.header.x-request-id"] == ["a-1"]
+    assert "s3cret" not in str(found)
+
+
 # -- what is said of it --------------------------------------------------------------------------------------------
 
 

@@ -16,6 +16,7 @@ from paste_agent.inner_spans import attributes_as_json, findings_of, spans_of
 from paste_agent.inside import CALL, DATABASE, FUNCTION, GC, TEMPLATE, FinishedSpan, Inside, SeenError
 from paste_agent.raised import raised_of
 from paste_agent.recorder.layout import KEPT_QUERIES
+from paste_agent.said import Said
 from paste_agent.spans import begin, end, span
 from paste_agent.trace_writer import TraceWriter
 from paste_agent.transaction import KeptTransaction
@@ -221,9 +222,8 @@ def test_a_statement_without_text_goes_by_its_name() -> None:
 def secretive() -> Inside:
     return inside_of(
         *repeated(10, 1, text="SELECT secret"),
-        finished(
-            20, category=FUNCTION, name="view", attributes={"code.function.name": "shop.view", "user.plan": "pro"}
-        ),
+        finished(20, category=FUNCTION, name="view", attributes={"code.function.name": "shop.view"}),
+        finished(22, category=FUNCTION, name="own", attributes=Said({"user.plan": "pro", "code.user": "bob"})),
         finished(21, category=CALL, name="GET", attributes={"url.full": "http://stock.example/"}),
         attributes={"app.cart": 3, "user.mail": "a@shop.example", "url.path": "/of/the/application"},
     )
@@ -243,7 +243,7 @@ def test_attributes_of_the_application_are_recorded_and_replace_none_of_ours() -
 def test_patterns_say_which_of_them() -> None:
     found = attributes_in(detail_of(kept(secretive()), Rules(include=("app.*",))))
     assert "app.cart" in found
-    assert not {"user.mail", "user.plan"} & found
+    assert not {"user.mail", "user.plan", "code.user"} & found
     # What is not the application's is not theirs to choose.
     assert {"url.path", "url.full", "code.function.name", "db.query.text"} <= found
     assert "user.plan" in attributes_in(detail_of(kept(secretive()), Rules(include=("user.p?an",))))
@@ -329,9 +329,31 @@ def test_messages_are_left_out_of_everything() -> None:
     assert stacktrace(raised).splitlines()[-1] == "ValueError: secret outer"
 
 
+@pytest.mark.parametrize(
+    ("patterns", "left"),
+    [
+        (("exception.*",), {"type"}),
+        (("*.message",), {"type", "stacktrace"}),
+        (("exception.stacktrace",), {"type", "message"}),
+    ],
+)
+def test_patterns_leave_out_what_an_exception_tells(patterns: tuple[str, ...], left: set[str]) -> None:
+    found = detail_of(kept(error=raised_of(chained())), Rules(exclude=patterns))
+    assert {key for key, value in found["exception"].items() if value} == left
+    if "message" not in left:
+        assert "ValueError: secret outer" not in json.dumps(found)
+
+
+def test_by_what_a_transaction_is_counted_is_not_the_applications_to_say() -> None:
+    names = ("http.route", "http.request.method", "http.response.status_code", "error.type", "paste_agent.task.name")
+    own = inside_of(attributes={**dict.fromkeys(names, "x"), "app.cart": 3})
+    assert attributes_in({"spans": [], **detail_of(kept(own))}) & {*names, "app.cart"} == {"app.cart"}
+
+
 def test_headers_are_recorded_by_name() -> None:
-    headers = {"HTTP_X_REQUEST_ID": "abc", "HTTP_COOKIE": "secret"}
-    found = detail_of(kept(headers=headers), Rules(headers=("X-Request-Id", "X-Other")))
-    assert found["attributes"]["http.request.header.x-request-id"] == "abc"
+    headers = {"HTTP_X_REQUEST_ID": "abc", "HTTP_COOKIE": "secret", "CONTENT_TYPE": "text/csv"}
+    found = detail_of(kept(headers=headers), Rules(headers=("X-Request-Id", "X-Other", "Content-Type")))
+    assert found["attributes"]["http.request.header.content-type"] == ["text/csv"]
+    assert found["attributes"]["http.request.header.x-request-id"] == ["abc"]
     assert "secret" not in json.dumps(found)
     assert "abc" not in json.dumps(detail_of(kept(headers=headers)))

@@ -105,6 +105,24 @@ def test_a_process_that_was_killed_over_a_request_is_given_account_of_once(
     assert said(caplog) == []
 
 
+def test_a_path_that_is_not_to_be_recorded_is_not_told(
+    worker: Recorder, directory: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    slot = in_flight(worker, since(7), path=b"/reset/s3cret", thread=11)
+    worker.set_route(slot, worker.number_of(slot), "/reset/{token}")
+    in_flight(worker, since(6), path=b"/reset/s3cret", thread=12)
+    with leading(directory, exclude_attributes="url.*") as lead:
+        lead.drain()
+        die(worker)
+        lead.drain()
+        (account,) = accounts(lead)
+        rows = traces_of(lead)
+    ((_, text),) = said(caplog)
+    assert ", route /reset/{token}, trace " in text
+    assert len(rows) == 2
+    assert "s3cret" not in f"{text} {account.summary} {[(row.attributes, row.detail) for row in rows]}"
+
+
 def test_one_that_was_killed_over_nothing_is_told_less_loudly(
     worker: Recorder, directory: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -34,7 +34,7 @@ from paste_agent.store.inside_summary import SHARED, code_of, dicts, number
 from paste_agent.store.kept_traces import NEWEST, SLOWEST, Place, Wanted
 from paste_agent.store.summary import probability_of
 from paste_agent.store.trace_tree import Node, all_of, trees
-from paste_agent.wording import OWN, duration, many, one_line, share_text
+from paste_agent.wording import OWN, duration, many, one_line, share_text, value_text
 
 _NS = 1_000_000_000
 _PAGE = 50
@@ -369,7 +369,7 @@ def _told(view: View, row: TraceRow, detail: Mapping[str, Any], node: Node) -> I
         yield "layers", ", ".join(map(str, layers))
     for name, value in found.items():
         if name not in _SAID:
-            yield str(name), str(value)
+            yield str(name), value_text(value)
 
 
 def _spent(row: TraceRow, detail: Mapping[str, Any]) -> Child:
