@@ -249,7 +249,7 @@ def encode_traces(resource: Mapping[str, object], rows: Iterable[TraceRow]) -> M
 
 def _span(row: TraceRow) -> Span:
     attributes: dict[str, object] = {}
-    for part in (row.attributes, _detail(row, "attributes")):
+    for part in (_detail(row, "attributes"), row.attributes):
         if isinstance(part, Mapping):
             attributes.update(part)
     # It belongs to the series that the request was counted under; the request itself is no overflow.
