@@ -15,6 +15,7 @@ from paste_agent.raised import Raised
 from paste_agent.recorder import layout
 from paste_agent.settings import Settings
 from paste_agent.transaction import KeptTransaction
+from paste_agent.wording import many
 
 _NO_SPAN = bytes(8)
 _MAX_STACK = 16_384
@@ -184,12 +185,23 @@ def stacktrace(raised: Raised, messages: bool = True) -> str:
     parts: list[str] = []
     if raised.cause is not None:
         parts.append(stacktrace(raised.cause, messages))
+        if raised.causes_left_out:
+            parts.append(f"\n{many(raised.causes_left_out, 'exception')} between these two left out\n")
         parts.append(
             "\nThe above exception was the direct cause of the following exception:\n\n"
             if raised.explicit_cause
             else "\nDuring handling of the above exception, another exception occurred:\n\n"
         )
     parts.append("Traceback (most recent call last):\n")
-    parts.append(stacks.render(raised.frames))
-    parts.append(f"{raised.type}: {raised.message}\n" if raised.message and messages else f"{raised.type}\n")
+    middle = len(raised.frames) // 2 if raised.frames_left_out else 0
+    if middle:
+        parts.append(stacks.render(raised.frames[:middle]))
+        parts.append(f"  [{many(raised.frames_left_out, 'frame')} left out]\n")
+    parts.append(stacks.render(raised.frames[middle:]))
+    parts.append(_last_line(raised.type, raised.message if messages else ""))
+    parts.extend(f"  | {_last_line(kind, message if messages else '')}" for kind, message in raised.group)
     return "".join(parts)[-_MAX_STACK:]
+
+
+def _last_line(kind: str, message: str) -> str:
+    return f"{kind}: {message}\n" if message else f"{kind}\n"

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import builtins
 import os
 import re
 import sys
-from types import TracebackType
+from collections.abc import Sequence
+from types import FrameType, TracebackType
 from typing import NamedTuple
 
 _MAX_MESSAGE = 1024
 #: What follows tells of the statement that failed, and has values of it in clear.
 _APPENDED = re.compile(r"\n\[SQL: |\nDETAIL: |\nLINE [0-9]+: ")
+#: Frames of one exception: as many of the outermost, which tell how it came there, as of the innermost.
 _MAX_FRAMES = 50
-_MAX_CHAIN = 4
+#: Frames that are looked at; a service may well allow more of them than Python does.
+_MAX_STEPS = 10_000
+#: An exception and its causes: the last ones, and the first one of all.
+_MAX_CHAIN = 5
+_MAX_GROUP = 10
 _MAX_PLACE = 160
 _HERE = os.path.dirname(__file__)
 #: Where the agent's own frames are from: an application's stack begins after them.
@@ -36,6 +43,9 @@ _LIBRARY = (os.path.dirname(os.__file__) + os.sep, "<frozen")
 _PACKAGES = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
 #: Installed packages that are the service itself: their directories.
 _claimed: tuple[str, ...] = ()
+#: What calls the agent's filter and makes no response of an exception; and servers, which make the same of each.
+_TRANSPARENT = ("paste_agent.", "paste.urlmap", "paste.deploy.", "werkzeug.middleware.proxy_fix")
+_SERVERS = frozenset(("cheroot", "eventlet", "gevent", "gunicorn", "mod_wsgi", "tornado", "waitress", "wsgiref"))
 #: Packages with an application for anybody's pipeline, besides the filters that stand in it.
 _FOR_ANYBODY = frozenset(("oslo_middleware", "paste"))
 
@@ -56,6 +66,9 @@ class Raised(NamedTuple):
     frames: tuple[Frame, ...]  #: outermost first; in the middle cut to the bound
     cause: Raised | None
     explicit_cause: bool  #: `raise … from …`, rather than raised while another was handled
+    frames_left_out: int = 0  #: in the middle
+    causes_left_out: int = 0  #: between it and its cause
+    group: tuple[tuple[str, str], ...] = ()  #: of an exception group: type and message of those in it
 
 
 def type_name(error: BaseException | type) -> str:
@@ -69,20 +82,54 @@ def type_name(error: BaseException | type) -> str:
 
 def status_of_exception(error: BaseException) -> int | None:
     """The HTTP status that an exception stands for, as webob's, Paste's and Zope's do; None for any other."""
-    get_status = getattr(error, "getStatus", None)  # zExceptions
-    if callable(get_status):
-        code = get_status()
-    elif callable(error):  # a WSGI application itself; urllib's HTTPError has a code too, but it is another server's
-        code = getattr(error, "code", None)
-    else:
+    try:
+        if any(kind.__module__ == "zExceptions" for kind in type(error).__mro__):
+            code = getattr(error, "getStatus", int)()
+        elif callable(error):  # a WSGI application itself; urllib's HTTPError has a code too: another server's
+            code = getattr(error, "code", None)
+        else:
+            return None
+        return code if isinstance(code, int) and 100 <= code <= 599 else None
+    except Exception:  # the application's own attributes
         return None
-    return code if isinstance(code, int) and 100 <= code <= 599 else None
+
+
+def status_of_escaped(error: BaseException) -> int | None:
+    """The HTTP status that comes of an exception that leaves the agent's filter; None: the server's own for errors.
+
+    What stands for a status does so for a layer above. The server itself makes an error of everything, but for what it
+    has raised itself: a client has sent what is no request, or has gone.
+    """
+    if type(error).__module__ == "gunicorn.http.errors":
+        known = vars(sys.modules.get("gunicorn.workers.base", os))
+        return 400 if type(error).__name__ in {"NoMoreData", *known} else None
+    code = status_of_exception(error)
+    return None if code is None or _is_outermost() else code
+
+
+def _is_outermost() -> bool:
+    """Whether nothing but a server has called the agent's filter, as far as one sees. From within the filter."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        name = str(frame.f_globals.get("__name__"))
+        if not name.startswith(_TRANSPARENT):
+            return name.partition(".")[0] in _SERVERS or name == "paste.httpserver"
+        frame = frame.f_back
+    return True
 
 
 def is_library(file: str) -> bool:
     """Whether a frame of this file is no application's."""
     installed = file.startswith(_LIBRARY) or _PACKAGES[0] in file or _PACKAGES[1] in file
     return installed and not file.startswith(_claimed)
+
+
+def is_of_library(frame: FrameType) -> bool:
+    """Whether a frame that runs is no application's. Code that is in no file belongs to its module."""
+    file = frame.f_code.co_filename
+    if file.startswith("<"):
+        file = getattr(sys.modules.get(str(frame.f_globals.get("__name__"))), "__file__", None) or file
+    return is_library(file)
 
 
 def claim(factory: object) -> None:
@@ -108,11 +155,10 @@ def place_of(error: BaseException) -> str:
     """
     traceback, steps, frame = error.__traceback__, 0, None
     found = False
-    while traceback is not None and steps < 10 * _MAX_FRAMES:
+    while traceback is not None and steps < _MAX_STEPS:
         here = traceback.tb_frame
-        file = here.f_code.co_filename
-        if not file.startswith(BETWEEN):
-            ours = not is_library(file) and "__name__" in here.f_globals
+        if not here.f_code.co_filename.startswith(BETWEEN):
+            ours = "__name__" in here.f_globals and not is_of_library(here)
             if ours or (not found and (frame is None or "__name__" in here.f_globals)):
                 frame, found = here, ours
         traceback = traceback.tb_next
@@ -125,25 +171,48 @@ def place_of(error: BaseException) -> str:
 def origin_of(error: BaseException) -> tuple[str, int]:
     """File and line that raised it; they stay the same however often it is raised on. ("", 0): it never was raised."""
     traceback, steps = error.__traceback__, 0
-    while traceback is not None and traceback.tb_next is not None and steps < 10 * _MAX_FRAMES:
+    while traceback is not None and traceback.tb_next is not None and steps < _MAX_STEPS:
         traceback = traceback.tb_next
         steps += 1
     return ("", 0) if traceback is None else (traceback.tb_frame.f_code.co_filename, traceback.tb_lineno)
 
 
-def raised_of(error: BaseException, depth: int = 0) -> Raised:
+def raised_of(error: BaseException) -> Raised:
     """Take down an exception with its causes. Walks its frames, reads no file, keeps no reference."""
-    cause = error.__cause__
-    explicit = cause is not None
-    if cause is None and not error.__suppress_context__:
-        cause = error.__context__
-    return Raised(
-        type=type_name(error),
-        message=_message_of(error),
-        frames=_frames_of(error.__traceback__),
-        cause=raised_of(cause, depth + 1) if cause is not None and depth < _MAX_CHAIN else None,
-        explicit_cause=explicit,
-    )
+    chain, seen = [error], {id(error)}
+    while (cause := _cause_of(chain[-1])) is not None and id(cause) not in seen and len(chain) < _MAX_STEPS:
+        chain.append(cause)
+        seen.add(id(cause))
+    left_out = max(0, len(chain) - _MAX_CHAIN)
+    if left_out:
+        del chain[_MAX_CHAIN - 1 : -1]
+    raised: Raised | None = None
+    for place in reversed(range(len(chain))):
+        one = chain[place]
+        frames, frames_left_out = _frames_of(one.__traceback__)
+        raised = Raised(
+            type=type_name(one),
+            message=_message_of(one),
+            frames=frames,
+            cause=raised,
+            explicit_cause=one.__cause__ is not None,
+            frames_left_out=frames_left_out,
+            causes_left_out=left_out if place == len(chain) - 2 else 0,
+            group=_group_of(one),
+        )
+    assert raised is not None
+    return raised
+
+
+def _cause_of(error: BaseException) -> BaseException | None:
+    return error.__cause__ if error.__suppress_context__ or error.__cause__ is not None else error.__context__
+
+
+def _group_of(error: BaseException) -> tuple[tuple[str, str], ...]:
+    """Types and messages of what an exception group holds. There is none before Python 3.11."""
+    kind = getattr(builtins, "BaseExceptionGroup", None)
+    found: Sequence[BaseException] = error.exceptions if kind is not None and isinstance(error, kind) else ()
+    return tuple((type_name(one), _message_of(one)) for one in found[:_MAX_GROUP])
 
 
 def _message_of(error: BaseException) -> str:
@@ -160,16 +229,15 @@ def _message_of(error: BaseException) -> str:
         return "<unprintable>"
 
 
-def _frames_of(traceback: TracebackType | None) -> tuple[Frame, ...]:
-    frames: list[Frame] = []
-    steps = 0
-    while traceback is not None and steps < 10 * _MAX_FRAMES:
-        code = traceback.tb_frame.f_code
-        if not code.co_filename.startswith(BETWEEN):
-            frames.append(Frame(code.co_filename, traceback.tb_lineno, code.co_name))
-        if len(frames) > _MAX_FRAMES:
-            # The innermost frames tell where it broke, the outermost how it came there.
-            del frames[_MAX_FRAMES // 2]
+def _frames_of(traceback: TracebackType | None) -> tuple[tuple[Frame, ...], int]:
+    """The outermost and the innermost frames, and how many there are between."""
+    steps: list[TracebackType] = []
+    while traceback is not None and len(steps) < _MAX_STEPS:
+        steps.append(traceback)
         traceback = traceback.tb_next
-        steps += 1
-    return tuple(frames)
+    shown = [one for one in steps if not one.tb_frame.f_code.co_filename.startswith(BETWEEN)]
+    left_out = max(0, len(shown) - _MAX_FRAMES)
+    if left_out:
+        del shown[_MAX_FRAMES // 2 : -(_MAX_FRAMES // 2)]
+    codes = [(one.tb_frame.f_code, one.tb_lineno) for one in shown]
+    return tuple(Frame(code.co_filename, line, code.co_name) for code, line in codes), left_out

@@ -16,7 +16,7 @@ from typing import Any
 
 from paste_agent import propagation
 from paste_agent.inside import DATABASE, FUNCTION, MAX_SPANS, PARTS, Attributes, FinishedSpan, Inside
-from paste_agent.raised import BETWEEN, is_library, type_name
+from paste_agent.raised import BETWEEN, is_of_library, type_name
 from paste_agent.recorder import layout
 from paste_agent.recorder.layout import SPAN_AT
 from paste_agent.recorder.writer import Key, SpanKey
@@ -279,7 +279,7 @@ def caller() -> tuple[str, int, str] | None:
     frame = sys._getframe(1)
     for _ in range(_MAX_STEPS):
         file = frame.f_code.co_filename
-        if not file.startswith(BETWEEN) and not is_library(file):
+        if not file.startswith(BETWEEN) and not is_of_library(frame):
             return file, frame.f_lineno, frame.f_code.co_name
         if frame.f_back is None:
             break

@@ -76,7 +76,7 @@ def without_server(frames: Sequence[Frame], own_files: Iterable[str]) -> list[Fr
 def application_frame(frames: Sequence[Frame]) -> Frame | None:
     """The innermost frame of the application itself, not of a library; the innermost of all where there is none."""
     for frame in reversed(frames):
-        if not is_library(frame.file):
+        if not is_library(frame.file) and not frame.file.startswith("<"):
             return frame
     return frames[-1] if frames else None
 

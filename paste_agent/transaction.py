@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 
 from paste_agent import error_rules, naming, propagation
 from paste_agent.inside import LAYERS, Identity, Inside, SeenError
-from paste_agent.raised import Raised, status_of_exception, type_name
+from paste_agent.raised import Raised, status_of_escaped, type_name
 from paste_agent.recorder import layout
 from paste_agent.recorder.layout import (
     ANSWER,
@@ -307,12 +307,8 @@ class Transaction:
     def fail(self, error: BaseException) -> None:
         """Note the exception that leaves the application. The caller raises it again."""
         self.series = -1
-        code: int | None = None
         try:
-            code = status_of_exception(error)
-        except Exception as fault:  # the application's own method
-            self.recorder.on_fault("fail", fault)
-        try:
+            code = status_of_escaped(error)
             sent = getattr(self, "sent", False)
             if not sent or self.status is None:
                 # Whatever start_response was told, the client gets what is made of the exception. (Not if the

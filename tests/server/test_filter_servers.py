@@ -25,6 +25,7 @@ Key = tuple["str | None", "str | None", "int | None"]
 
 APP = """
 import io, os
+from webob.exc import HTTPNotFound
 
 VERSION = "one"
 SIZE = 300_000
@@ -48,6 +49,9 @@ def ok(environ, start_response):
 
 def fail(environ, start_response):
     raise ValueError("in the call")
+
+def not_found(environ, start_response):
+    raise HTTPNotFound()  # of which nobody makes a response here
 
 def fail_after_start(environ, start_response):
     start_response("200 OK", [("Content-Type", "text/plain")])
@@ -97,7 +101,7 @@ def endless(environ, start_response):
         yield b"x" * 65_536
 
 VIEWS = {f"/{view.__name__}": view for view in (
-    ok, fail, fail_after_start, fail_first, stream, one_chunk, many, written, file, echo, hints, endless,
+    ok, fail, not_found, fail_after_start, fail_first, stream, one_chunk, many, written, file, echo, hints, endless,
 )}
 """
 FILE = bytes(range(256)) * 1172
@@ -121,6 +125,7 @@ PSERVE = [sys.executable, str(Path(sys.executable).parent / "pserve")]
 PASTER = [sys.executable, "-W", "ignore", str(Path(sys.executable).parent / "paster"), "serve"]
 GUNICORN = [sys.executable, "-c", "import sys; from gunicorn.app.wsgiapp import run; sys.exit(run())"]
 OURS = "egg:paste_agent"
+FAILING = ("/fail", "/not_found", "/fail_after_start", "/fail_first")
 
 
 class Way(NamedTuple):
@@ -319,12 +324,12 @@ def test_every_way_to_serve_counts_the_same(tmp_path: Path, name: str) -> None:
             assert client.get("/one_chunk") == b"chunk"
             assert client.get("/many") == b"ab"
             assert client.get("/written") == b"ab"
-            for path in ("/fail", "/fail_after_start", "/fail_first"):
+            for path in FAILING:
                 client.get(path)
             if not way.server.startswith("egg:Paste"):  # which has no wsgi.file_wrapper
                 assert client.get("/file") == FILE[:300_000]
         statuses = {path: status for _, path, status in client.seen}
-        assert [statuses[path] for path in ("/fail", "/fail_after_start", "/fail_first")] == [500, 500, 500]
+        assert {statuses[path] for path in FAILING} == {500}
         if way.reload:
             change = Change(tmp_path, client)
             server.wait_for(change.came, "the new version")
@@ -361,6 +366,11 @@ def test_what_http_has_beyond_a_plain_request(tmp_path: Path, options: list[str]
         head = f"POST /echo HTTP/1.1\n{CONNECTION}Transfer-Encoding: chunked\n\n3\nhel\n2\nlo\n0\n\n"
         with client.raw(head, ("POST", "/echo", 200)) as connection:
             assert received(connection).endswith(b"\r\n\r\nhello")
+
+        # Of a body that breaks off in the middle gunicorn tells the application, and the client that it is to blame.
+        head = f"POST /echo HTTP/1.1\n{CONNECTION}Transfer-Encoding: chunked\n\nZZ\n"
+        with client.raw(head, ("POST", "/echo", 400)) as connection:
+            assert received(connection).startswith(b"HTTP/1.1 400 ")
 
         with client.raw(f"GET /hints HTTP/1.1\n{CONNECTION}\n", ("GET", "/hints", 200)) as connection:
             found = received(connection)

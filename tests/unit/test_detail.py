@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from typing import Any
 
 import pytest
@@ -212,13 +213,39 @@ def test_a_deep_stack_keeps_its_ends() -> None:
     raised = failure(600)
     assert len(raised.frames) == 50
     assert raised.frames[0].function == "failure"
-    assert stacktrace(raised).endswith("ValueError: broke\n")
+    assert raised.frames[-1].function == "deeper"
+    text = stacktrace(raised)
+    assert text.endswith("ValueError: broke\n")
+    assert '    raise ValueError("broke")\n' in text
+    assert text.count("  [552 frames left out]\n") == 1
 
 
 def test_a_circle_of_causes_ends() -> None:
     first, second = ValueError("1"), ValueError("2")
     first.__cause__, second.__cause__ = second, first
-    assert stacktrace(raised_of(first)).count("ValueError: ") == 5
+    assert stacktrace(raised_of(first)).count("ValueError: ") == 2
+
+
+def test_of_many_causes_the_first_of_all_is_told() -> None:
+    error: Exception = OSError("disk full")
+    for number in range(7):
+        following = ValueError(str(number))
+        following.__cause__ = error
+        error = following
+    lines = [line for line in stacktrace(raised_of(error)).splitlines() if "rror: " in line or "left out" in line]
+    assert lines == [
+        "OSError: disk full",
+        "3 exceptions between these two left out",
+        *(f"ValueError: {number}" for number in (3, 4, 5, 6)),
+    ]
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="there are no groups before")
+def test_a_group_tells_what_is_in_it() -> None:
+    group = ExceptionGroup("many", [ValueError("one"), KeyError(2)])  # type: ignore[name-defined]  # noqa: F821
+    lines = stacktrace(raised_of(group)).splitlines()
+    assert lines[-3:] == ["ExceptionGroup: many (2 sub-exceptions)", "  | ValueError: one", "  | KeyError: 2"]
+    assert stacktrace(raised_of(group), False).splitlines()[-2:] == ["  | ValueError", "  | KeyError"]
 
 
 def test_a_long_message_and_a_long_stack_are_cut() -> None:

@@ -10,11 +10,13 @@ import urllib.error
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from wsgiref.handlers import SimpleHandler
 from wsgiref.util import FileWrapper
 from wsgiref.validate import validator
 
 import pytest
 from paste import httpexceptions, lint
+from paste.urlmap import URLMap
 from webob import exc
 
 from paste_agent.transaction import Transaction
@@ -416,12 +418,16 @@ def test_the_context_and_cause_of_an_exception_stay(service: Measured) -> None:
     assert "direct cause" in kept
 
 
-class NotFoundLikeZope(Exception):
+class ZopesOwn(Exception):
+    __module__ = "zExceptions"
+
+
+class NotFoundLikeZope(ZopesOwn):
     def getStatus(self) -> int:
         return 404
 
 
-class OddLikeZope(Exception):
+class OddLikeZope(ZopesOwn):
     def __init__(self, answer: object) -> None:
         self.answer = answer
 
@@ -463,6 +469,44 @@ def test_other_raised_statuses_are_errors(service: Measured, error: Exception, s
         serve(service.around(raises_in_call(error)))
     kind = type(error)
     assert service.only() == key(status=status, error=f"{kind.__module__}.{kind.__qualname__}")
+
+
+class OfAnother(Exception):
+    """What another service has answered: no status of ours."""
+
+    def getStatus(self) -> int:
+        return 404
+
+
+class Delegating(Exception):
+    """Whatever is asked of it, it looks up elsewhere; as clients of APIs do."""
+
+    def __getattr__(self, name: str) -> Any:
+        return {"reason": "quota"}[name]
+
+
+@pytest.mark.parametrize("error", [OfAnother(), Delegating("x")], ids=["of another", "delegating"])
+def test_what_an_exception_of_the_application_looks_like_is_no_status(service: Measured, error: Exception) -> None:
+    with pytest.raises(type(error)):
+        serve(service.around(raises_in_call(error)))
+    assert service.only() == key(status=500, error=f"{__name__}.{type(error).__name__}")
+    assert len(service.kept()) == 1
+
+
+@pytest.mark.parametrize("mounted", [False, True])
+@pytest.mark.parametrize("place", [raises_in_call, raises_after_start, raises_in_first_chunk])
+def test_a_server_makes_an_error_of_every_exception(service: Measured, place: Any, mounted: bool) -> None:
+    """Where nobody between it and the agent makes a response of a raised 404."""
+    app: Any = service.around(place(exc.HTTPNotFound()))
+    if mounted:
+        mounts = URLMap()
+        mounts["/x"] = app
+        app = mounts
+    said, errors = io.BytesIO(), io.StringIO()
+    environ = environ_of(PATH_INFO="/x/y", SERVER_PROTOCOL="HTTP/1.1")
+    SimpleHandler(io.BytesIO(), said, errors, environ).run(app)
+    assert said.getvalue().startswith(b"HTTP/1.0 500 ") or b"Status: 500" in said.getvalue()
+    assert service.only() == key(status=500, error="webob.exc.HTTPNotFound")
 
 
 def test_a_status_that_cannot_be_told_is_counted(service: Measured) -> None:
