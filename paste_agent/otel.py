@@ -425,8 +425,7 @@ def _is_nobody(span: trace.Span, transaction: UnderWay) -> bool:
         return False
     try:
         place = span.get_span_context()
-        header = (transaction.environ or {}).get("HTTP_TRACEPARENT")
-        parent = propagation.parse_traceparent(header) if isinstance(header, str) else None
+        parent = propagation.caller_of(transaction.environ or {})
         ids = place.trace_id.to_bytes(16, "big"), place.span_id.to_bytes(8, "big")
         return not place.is_valid or (parent is not None and (parent.trace_id, parent.span_id) == ids)
     except Exception as fault:
