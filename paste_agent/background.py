@@ -9,7 +9,7 @@ from time import perf_counter_ns
 from types import TracebackType
 from typing import Any
 
-from paste_agent import error_rules, lifecycle
+from paste_agent import error_rules, lifecycle, naming
 from paste_agent.inside import Identity, Inside
 from paste_agent.raised import raised_of, type_name
 from paste_agent.recorder import layout
@@ -32,7 +32,7 @@ class background_task(ContextDecorator):
 
     def __init__(self, name: str) -> None:
         """name: one of few: it becomes an attribute of a metric."""
-        self.name = str(name)[:_MAX_NAME]
+        self.name = naming.text_of(name, _MAX_NAME)
         self.slot = 0
         self.recorder: Recorder
         self.inside: Inside | None = None

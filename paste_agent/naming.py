@@ -6,7 +6,7 @@ A raw path never becomes a name: an attacker chooses it.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 #: An application, or a framework that the agent does not know, may name its route here.
 ROUTE_KEY = "paste_agent.route"
@@ -16,6 +16,9 @@ ROUTING_ARGS_KEY = "wsgiorg.routing_args"
 SWIFT_KEY = "swift.trans_id"
 _SWIFT_VERSIONS = frozenset(("v1", "v1.0"))
 _SWIFT_VALUES = ("{account}", "{container}", "{object}")
+
+#: `__name__` of a class, whatever its metaclass makes of that.
+_type_name: Callable[[type], str] = type.__dict__["__name__"].__get__
 
 OTHER = "_OTHER"
 #: RFC 9110, RFC 5789 and the QUERY method: those that OpenTelemetry's conventions call known.
@@ -98,6 +101,16 @@ def _route_of_swift(environ: Mapping[str, object]) -> str | None:
     if start or version not in _SWIFT_VERSIONS or not values or "" in values:
         return None
     return "/".join(["", version, *_SWIFT_VALUES[: len(values)]])
+
+
+def text_of(name: object, most: int) -> str:
+    """A name that an application gives to a part of it, cut; that of its type, where it has no text. Raises nothing."""
+    if issubclass(type(name), str):  # by type(): to ask an object for its class can run its code
+        return str.__str__(name)[:most]
+    try:
+        return str.__str__(str(name))[:most]
+    except Exception:  # an object's own code; a number of thousands of digits
+        return _type_name(type(name))[:most]
 
 
 def readable(value: str) -> str:

@@ -20,6 +20,7 @@ from paste_agent.recorder import layout
 from paste_agent.spans import begin, end, headers_of, span
 from paste_agent.transaction import current
 from tests.filtering import Measured, fine, serve
+from tests.odd import Hostile, Text
 from tests.recorders import run_script
 
 Task = tuple["str | None", "str | None"]
@@ -172,10 +173,19 @@ def test_any_name_will_do(service: Measured, name: str, counted: str, shown: str
     assert service.word(layout.W_INTERNAL_ERRORS) == 0
 
 
-def test_a_name_need_not_be_text(service: Measured) -> None:
-    with background_task(7):  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    ("name", "counted"),
+    [
+        pytest.param(7, "7", id="a number"),
+        pytest.param(10**5000, "int", id="too long a number"),
+        pytest.param(Text("warm"), "warm", id="text of its own kind"),
+        pytest.param(Hostile(), "Hostile", id="hostile"),
+    ],
+)
+def test_a_name_need_not_be_text(service: Measured, name: Any, counted: str) -> None:
+    with background_task(name):
         pass
-    assert tasks_of(service) == {("7", None): 1}
+    assert tasks_of(service) == {(counted, None): 1}
 
 
 def test_more_tasks_than_slots_are_all_counted(service: Measured) -> None:
