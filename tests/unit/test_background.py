@@ -390,6 +390,24 @@ def test_an_error_that_a_task_has_noted_and_raises_again_is_one(service: Measure
     assert len(service.recorder().kept) == 1
 
 
+def test_a_task_within_a_request_is_counted_where_the_request_is(
+    measure: Callable[..., Measured], service: Measured
+) -> None:
+    def app(environ: Any, start_response: Any) -> list[bytes]:
+        with background_task("mail") as task:
+            assert task.recorder is second.recorder()
+            with background_task("attachment"):
+                pass
+        return fine(environ, start_response)
+
+    second = measure()
+    serve(second.around(app))
+    with background_task("mail"):
+        pass
+    assert tasks_of(second) == {("mail", None): 1, ("attachment", None): 1}
+    assert tasks_of(service) == {("mail", None): 1}
+
+
 # -- before there is an agent --------------------------------------------------------------------------------------
 
 
