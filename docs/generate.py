@@ -138,7 +138,8 @@ after its start. A lost request is a failed span with the `error.type` `worker_<
 # Logs
 
 An exception of a kept transaction is a log record of severity ERROR with `exception.type`, `exception.message` and
-`exception.stacktrace`, bound to its span.
+`exception.stacktrace`, bound to its span: event `http.server.request.exception`, or `exception` where a background
+task raised it.
 
 With `forward_logs`, records of the application's own log are sent as well, bound to the span that ran.
 
