@@ -122,7 +122,7 @@ All others are counted in the metrics above and leave no span. Kept is
 | --- | --- | --- |
 | `parent` | the caller's `traceparent` says sampled | `parent_traces_per_min` |
 | `random` | chance; it adapts to the traffic | `random_traces_per_min` |
-| `slow` | it took longer than `slow_request_s` | `slow_traces_per_min` |
+| `slow` | a request, not a background task, that took longer than `slow_request_s` | `slow_traces_per_min` |
 | `failed` | a 5xx, or an exception that left the application or was handled | `failed_traces_per_min` |
 | `queries` | a slow query, or one that is repeated | `query_traces_per_min` |
 | `lost` | its worker died over it | 20 a worker that died |
@@ -138,7 +138,8 @@ after its start. A lost request is a failed span with the `error.type` `worker_<
 # Logs
 
 An exception of a kept transaction is a log record of severity ERROR with `exception.type`, `exception.message` and
-`exception.stacktrace`, bound to its span.
+`exception.stacktrace`, bound to its span: event `http.server.request.exception`, or `exception` where a background
+task raised it.
 
 With `forward_logs`, records of the application's own log are sent as well, bound to the span that ran.
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from contextlib import ContextDecorator
 from contextvars import Token
 from time import perf_counter_ns
 from types import TracebackType
 from typing import Any
 
-from paste_agent import error_rules, lifecycle
+from paste_agent import error_rules, lifecycle, naming
 from paste_agent.inside import Identity, Inside
 from paste_agent.raised import raised_of, type_name
 from paste_agent.recorder import layout
@@ -32,14 +33,14 @@ class background_task(ContextDecorator):
 
     def __init__(self, name: str) -> None:
         """name: one of few: it becomes an attribute of a metric."""
-        self.name = str(name)[:_MAX_NAME]
+        self.name = naming.text_of(name, _MAX_NAME)
         self.slot = 0
         self.recorder: Recorder
         self.inside: Inside | None = None
         #: As a request's: None once it has ended.
         self.environ: dict[str, Any] | None = None
         self.number = 0
-        self._agent: lifecycle.Agent | None = None
+        self._on_fault: Callable[[str, BaseException], None] | None = None  #: None: there was no agent
         self._token: Token[Within | None] | None = None
         self._start_ns = 0
         self._pid = 0
@@ -79,26 +80,38 @@ class background_task(ContextDecorator):
     def __enter__(self) -> background_task:
         self._start_ns = perf_counter_ns()
         self._pid = os.getpid()
-        self._agent = lifecycle.current_agent()
-        if self._agent is not None:
-            try:
-                self.recorder = self._agent.open()
-                self.inside = None
-                self.environ = {}
-                name = self.name.encode("utf-8", "replace")
-                self.slot = self.recorder.enter_slot(self._start_ns, SCHEME_BACKGROUND, b"", name)
-                self.number = self.recorder.number_of(self.slot) if self.slot else 0
-                self._token = current.set(self)
-            except Exception as fault:
-                self._agent.on_fault("begin of a task", fault)
+        around, agent = current.get(), lifecycle.current_agent()
+        opened = None
+        if around is not None and around.transaction.environ is not None:  # of a process's services, this one's
+            opened = around.transaction.recorder
+            self._on_fault = opened.on_fault
+        else:
+            self._on_fault = None if agent is None else agent.on_fault
+        try:
+            if opened is None and agent is not None:
+                opened = agent.open()
+            if opened is not None:
+                self._begin(opened)
+        except Exception as fault:
+            if self._on_fault is not None:
+                self._on_fault("begin of a task", fault)
         return self
+
+    def _begin(self, recorder: Recorder) -> None:
+        self.recorder = recorder
+        self.inside = None
+        self.environ = {}
+        name = self.name.encode("utf-8", "replace")
+        self.slot = recorder.enter_slot(self._start_ns, SCHEME_BACKGROUND, b"", name)
+        self.number = recorder.number_of(self.slot) if self.slot else 0
+        self._token = current.set(self)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         duration_ns = perf_counter_ns() - self._start_ns
         fields = (self.name, None if error is None else type_name(error))
-        if self._agent is None:
+        if self._on_fault is None:
             if self._pid == os.getpid():  # else it was forked meanwhile, and the parent counts it
                 lifecycle.owe(KIND_BACKGROUND, fields, self._start_ns, duration_ns, error is not None)
             return
@@ -111,7 +124,7 @@ class background_task(ContextDecorator):
                     self.recorder.leave_slot(self.slot)
                     self.slot = 0
         except Exception as fault:
-            self._agent.on_fault("end of a task", fault)
+            self._on_fault("end of a task", fault)
         try:
             if self._token is not None:
                 current.reset(self._token)

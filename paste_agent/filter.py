@@ -11,9 +11,18 @@ from collections.abc import Collection, Iterable, Mapping
 from time import perf_counter_ns
 
 from paste_agent import ini, instrument, layers, lifecycle, pauses, propagation, settings
-from paste_agent.recorder.layout import SLOT
+from paste_agent.inside import Inside
+from paste_agent.recorder.layout import PARENT, PARENT_AT, SLOT
 from paste_agent.response import ListResponse, respond
-from paste_agent.transaction import Environ, StartResponse, WSGIApplication, current, queue_us_of
+from paste_agent.transaction import (
+    TRANSACTION_KEY,
+    Environ,
+    StartResponse,
+    Transaction,
+    WSGIApplication,
+    current,
+    queue_us_of,
+)
 
 _pack_slot = SLOT.pack_into
 _enter, _leave = current.set, current.reset
@@ -22,13 +31,17 @@ _enter, _leave = current.set, current.reset
 class AgentFilter:
     """A WSGI application around another one. `lifecycle.Agent` decides where its records go."""
 
-    def __init__(self, application: WSGIApplication, agent: lifecycle.Agent) -> None:
-        self.application = application
+    def __init__(
+        self, application: WSGIApplication, agent: lifecycle.Agent, formats: Collection[str] = ("tracecontext",)
+    ) -> None:
+        """formats: names of `propagators` that say which trace a request belongs to."""
+        self._beyond = application
+        self.application = application if set(formats) == _W3C else ParentHeaders(application, formats)
         self.agent = agent
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         if "paste_agent.transaction" in environ:  # twice in one pipeline: the outer one measures
-            return self.application(environ, start_response)
+            return self._beyond(environ, start_response)
         transaction = ListResponse()
         transaction.start_ns = start_ns = perf_counter_ns()
         transaction.environ = environ
@@ -106,27 +119,42 @@ class AgentFilter:
 
 #: How many filters pipelines have had made in this process, those that are switched off too.
 made = 0
-_PARENT_FORMATS = frozenset(("tracecontext", "b3", "b3multi", "jaeger"))
+_W3C = frozenset(("tracecontext",))
+_PARENT_FORMATS = _W3C | {"b3", "b3multi", "jaeger"}
 
 
 class ParentHeaders:
-    """Reads which trace a request belongs to where that is not W3C's header alone; around an AgentFilter.
+    """Finds which trace a request belongs to where W3C's header is not all that tells it; inside of an AgentFilter.
 
-    What it finds it puts into the environ as a traceparent. One that is not to be read is taken away.
+    The headers stay as the client sent them: a tracer of the application's own reads them too.
     """
 
     def __init__(self, application: WSGIApplication, formats: Collection[str]) -> None:
-        """formats: names of `propagators`."""
         self.application = application
-        self._formats = frozenset(formats)
+        self._reads_w3c = "tracecontext" in formats
+        self._others = frozenset(formats) - _W3C
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-        parent = propagation.parent_of(environ, self._formats)
-        if parent is not None:
-            environ["HTTP_TRACEPARENT"] = propagation.format_traceparent(*parent)
-        else:
-            environ.pop("HTTP_TRACEPARENT", None)
+        transaction = environ.get(TRANSACTION_KEY)
+        if transaction is not None:
+            self._find(transaction, environ)
         return self.application(environ, start_response)
+
+    def _find(self, transaction: Transaction, environ: Environ) -> None:
+        """Raises nothing."""
+        try:
+            if self._reads_w3c and propagation.parent_of(environ, _W3C) is not None:
+                return
+            parent = environ[propagation.PARENT_KEY] = propagation.parent_of(environ, self._others)
+            if transaction.slot:
+                header = b"" if parent is None else propagation.format_traceparent(*parent).encode()
+                PARENT.pack_into(transaction.recorder.buffer, transaction.slot + PARENT_AT, header)
+            if parent is not None and parent.sampled:
+                # A traceparent is what the end of a request looks for by itself.
+                transaction.inside = transaction.inside or Inside()
+                transaction.inside.remarkable = True
+        except Exception as fault:
+            transaction.recorder.on_fault("parent", fault)
 
 
 def measured(app: WSGIApplication, effective: settings.Settings) -> WSGIApplication:
@@ -142,9 +170,8 @@ def measured(app: WSGIApplication, effective: settings.Settings) -> WSGIApplicat
         functions.install(effective.trace_functions, agent.warn)
     if effective.gc_pauses and pauses.IS_SAFE:
         pauses.install()
-    inner = AgentFilter(pauses.CpuClock(app) if effective.cpu_time else app, agent)
     formats = _PARENT_FORMATS & set(effective.propagators)
-    return inner if formats == {"tracecontext"} else ParentHeaders(inner, formats)
+    return AgentFilter(pauses.CpuClock(app) if effective.cpu_time else app, agent, formats)
 
 
 def main(app: WSGIApplication, global_conf: Mapping[str, str], **local_conf: str) -> WSGIApplication:

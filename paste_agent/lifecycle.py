@@ -10,7 +10,6 @@ from __future__ import annotations
 import atexit
 import functools
 import os
-from collections import deque
 from collections.abc import Callable, Sequence
 
 from paste_agent import log, native, probes
@@ -19,6 +18,7 @@ from paste_agent.error_rules import ErrorRules
 from paste_agent.errors import RuntimeDirError
 from paste_agent.log import Warnings
 from paste_agent.naming import environ_key
+from paste_agent.owed import MOST, Owed, Record
 from paste_agent.recorder import layout
 from paste_agent.recorder.writer import Recorder
 from paste_agent.reporter import Reporter, complete
@@ -28,10 +28,8 @@ from paste_agent.settings import Settings
 from paste_agent.transaction import current
 from paste_agent.watch import Watch
 
-#: Kind, fields, start and duration (ns), whether it failed.
-Owed = tuple[int, tuple[str | None, ...], int, int, bool]
-#: Background tasks that may end before there is an agent that counts them.
-_MOST_OWED = 1000
+#: Faults of the agent that may occur before there is one that counts them.
+_MOST_FAULTS = 1000
 
 
 class Agent:
@@ -51,8 +49,8 @@ class Agent:
         self._directory: str | None = None
         self._opening = native.make_lock()
         self._faults = 0
-        #: What its layers took to load, as `owe` has it. A factory opens no recorder, so this waits until one is open.
-        self.loads: list[Owed] = []
+        #: What its layers took to load. A factory opens no recorder, so this waits until one is open.
+        self.loads: list[Record] = []
         #: Whether they are complete: an arbiter loads all anew at each reload, and announces what it has loaded.
         self.loaded = False
 
@@ -99,6 +97,14 @@ class Agent:
             self.open().record(kind, fields, start_ns, duration_ns, failed)
         except Exception as fault:
             self.on_fault("record", fault)
+
+    def count_dropped(self, many: int) -> None:
+        """So many records have been lost before there was this agent. Raises nothing."""
+        try:
+            self.open().count_dropped(many)
+        except Exception as fault:
+            self.on_fault("record", fault)
+        self.warn("owed", f"{many} records of what came before the agent were dropped: {MOST} of a kind are kept")
 
     def abort(self) -> None:
         """The process has been told by SIGABRT that its time is up: write down what is in flight. Raises nothing."""
@@ -217,9 +223,8 @@ _INHERITED: list[Reporter] = []
 _agents: dict[tuple[str, str, str | None], Agent] = {}
 
 
-#: What ended before there was an agent: kind, fields, start and duration (ns), whether it failed.
 _owed_faults: list[tuple[str, BaseException]] = []
-_owed: deque[Owed] = deque(maxlen=_MOST_OWED)
+_owed = Owed()
 
 
 def identity_of(settings: Settings) -> tuple[str, str, str | None]:
@@ -232,14 +237,16 @@ def agent_of(settings: Settings) -> Agent:
     agent = _agents.setdefault(identity_of(settings), Agent(settings))
     if agent.serving is None:
         agent.settings = settings  # those of a reload, where the ini has been read again
-    while _owed:
-        owed = _owed.popleft()
+    records, dropped = _owed.take()
+    for owed in records:
         if owed[0] == layout.KIND_LOAD:
             if agent.loaded:
                 agent.loads, agent.loaded = [], False
             agent.loads.append(owed)
         else:
             agent.record(*owed)
+    if dropped:
+        agent.count_dropped(dropped)
     while _owed_faults:
         agent.on_fault(*_owed_faults.pop())
     return agent
@@ -274,8 +281,8 @@ def current_agent() -> Agent | None:
 
 
 def owe(kind: int, fields: tuple[str | None, ...], start_ns: int, duration_ns: int, failed: bool) -> None:
-    """A background task has ended, or a layer been loaded, while there was no agent: the next one counts it."""
-    _owed.append((kind, fields, start_ns, duration_ns, failed))
+    """Something that is no request's is to be recorded, and there is no agent: the next one records it."""
+    _owed.add((kind, fields, start_ns, duration_ns, failed))
 
 
 def on_fault(where: str, fault: BaseException) -> None:
@@ -283,7 +290,7 @@ def on_fault(where: str, fault: BaseException) -> None:
     agent = current_agent()
     if agent is not None:
         agent.on_fault(where, fault)
-    elif len(_owed_faults) < _MOST_OWED:
+    elif len(_owed_faults) < _MOST_FAULTS:
         _owed_faults.append((where, fault.with_traceback(None)))
 
 

@@ -6,7 +6,7 @@ A raw path never becomes a name: an attacker chooses it.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 #: An application, or a framework that the agent does not know, may name its route here.
 ROUTE_KEY = "paste_agent.route"
@@ -16,6 +16,9 @@ ROUTING_ARGS_KEY = "wsgiorg.routing_args"
 SWIFT_KEY = "swift.trans_id"
 _SWIFT_VERSIONS = frozenset(("v1", "v1.0"))
 _SWIFT_VALUES = ("{account}", "{container}", "{object}")
+
+#: `__name__` of a class, whatever its metaclass makes of that.
+_type_name: Callable[[type], str] = type.__dict__["__name__"].__get__
 
 OTHER = "_OTHER"
 #: RFC 9110, RFC 5789 and the QUERY method: those that OpenTelemetry's conventions call known.
@@ -104,6 +107,16 @@ def environ_key(header: str) -> str:
     """Where WSGI has the value of a request header."""
     key = header.upper().replace("-", "_")
     return key if key in ("CONTENT_TYPE", "CONTENT_LENGTH") else f"HTTP_{key}"
+
+
+def text_of(name: object, most: int) -> str:
+    """A name that an application gives to a part of it, cut; that of its type, where it has no text. Raises nothing."""
+    if issubclass(type(name), str):  # by type(): to ask an object for its class can run its code
+        return str.__str__(name)[:most]
+    try:
+        return str.__str__(str(name))[:most]
+    except Exception:  # an object's own code; a number of thousands of digits
+        return _type_name(type(name))[:most]
 
 
 def readable(value: str) -> str:

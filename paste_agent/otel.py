@@ -23,7 +23,7 @@ from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState
 
-from paste_agent import propagation, spans, trace_ids
+from paste_agent import naming, propagation, spans, trace_ids
 from paste_agent.inside import FUNCTION, MAX_ATTRIBUTES, MESSAGE, Identity, Inside
 from paste_agent.raised import type_name
 from paste_agent.said import Said, add
@@ -311,7 +311,7 @@ class _Told(_Ours):
     @_harmless
     def update_name(self, name: str) -> None:
         if self._open is not None:
-            self.name = _text(name)
+            self.name = naming.text_of(name, _MAX_NAME)
             spans.rename(self._span, self.name.encode("utf-8", "replace"))
 
     @_harmless
@@ -425,8 +425,7 @@ def _is_nobody(span: trace.Span, transaction: UnderWay) -> bool:
         return False
     try:
         place = span.get_span_context()
-        header = (transaction.environ or {}).get("HTTP_TRACEPARENT")
-        parent = propagation.parse_traceparent(header) if isinstance(header, str) else None
+        parent = propagation.caller_of(transaction.environ or {})
         ids = place.trace_id.to_bytes(16, "big"), place.span_id.to_bytes(8, "big")
         return not place.is_valid or (parent is not None and (parent.trace_id, parent.span_id) == ids)
     except Exception as fault:
@@ -532,7 +531,7 @@ def _begun(name: str, context: Context | None, kind: SpanKind, attributes: Any, 
         return None
     try:
         parent = _parent(around, context)
-        shown = _text(name)
+        shown = naming.text_of(name, _MAX_NAME)
         span = spans.begin(FUNCTION, shown.encode("utf-8", "replace"))
         if span is None:
             return None
@@ -575,7 +574,3 @@ def _parent(around: Within, context: Context | None) -> Within:
 def _epoch_ns(clock_ns: int | None) -> int | None:
     """A time of the monotonic clock, in ns since the epoch."""
     return None if clock_ns is None else time_ns() - perf_counter_ns() + clock_ns
-
-
-def _text(name: object) -> str:
-    return str.__str__(name)[:_MAX_NAME] if issubclass(type(name), str) else type(name).__name__

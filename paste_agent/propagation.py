@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 _TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?", re.ASCII)
@@ -26,6 +26,9 @@ _B3_SPAN = re.compile(r"[0-9a-f]{16}", re.ASCII)
 _B3_STATES = {"1": True, "true": True, "d": True, "0": False, "false": False, "": False}
 _HEX = "[0-9a-fA-F]"
 _JAEGER = re.compile(rf"({_HEX}{{1,32}}):({_HEX}{{1,16}}):{_HEX}{{1,16}}:({_HEX}{{1,2}})", re.ASCII)
+#: Of the environ: the caller's span, or None, of a request whose `traceparent` does not tell it. Then its tracestate
+#: belongs to another parent.
+PARENT_KEY = "paste_agent.parent"
 MAX_MEMBERS = 32
 MAX_STATE_LENGTH = 512
 MAX_PARENT_LENGTH = 512  #: a later version's header may be longer than 55 characters, not without end
@@ -216,6 +219,15 @@ def _parent_of(environ: Mapping[str, object], formats: Collection[str]) -> Paren
     if "jaeger" in formats and (header := _header(environ, "HTTP_UBER_TRACE_ID")):
         return parse_jaeger(header)
     return None
+
+
+def caller_of(environ: Mapping[str, Any]) -> Parent | None:
+    """The caller's span of a request that is measured, by the headers that `propagators` names."""
+    if PARENT_KEY in environ:
+        found: Parent | None = environ[PARENT_KEY]
+        return found
+    header = environ.get("HTTP_TRACEPARENT")
+    return parse_traceparent(header) if header.__class__ is str else None
 
 
 def parent_of(environ: Mapping[str, object], formats: Collection[str]) -> Parent | None:

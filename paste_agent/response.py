@@ -6,6 +6,7 @@ The transaction itself plays that part, in the class that fits the body, so that
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 from paste_agent.transaction import Environ, Transaction, current
 
@@ -37,6 +38,24 @@ class ListResponse(Response):
         # A list has nothing to close.
         self.body = ()
         self.finish()
+
+
+class _NotBegun:
+    """The iterator of a response that nobody has called `iter()` for: some middlewares call `next()` at once."""
+
+    __slots__ = ()
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        response: Any = current.get()  # whose __next__ this is called by
+        iter(response)
+        chunk: bytes = next(response.iterator)
+        return chunk
+
+
+_NOT_BEGUN = _NotBegun()
 
 
 class IteratorResponse(Response):
@@ -106,6 +125,7 @@ def respond(transaction: ListResponse, body: Iterable[bytes], environ: Environ) 
     if isinstance(file_wrapper, type) and isinstance(body, file_wrapper):
         return _end_with_file(transaction, body)
     transaction.body = body
+    transaction.iterator = _NOT_BEGUN
     # Of the same layout, though mypy sees two classes that are no relatives.
     transaction.__class__ = SizedIteratorResponse if hasattr(body, "__len__") else IteratorResponse  # type: ignore[assignment]
     return transaction

@@ -172,7 +172,7 @@ TABLE: dict[str, Setting] = {
         Setting("trace_interval_s", _seconds, 5.0, "s", "Between exports of kept traces and their exceptions.",
                 otel="OTEL_BSP_SCHEDULE_DELAY", from_otel=_milliseconds),
         Setting("apdex_t_s", _seconds, 0.5, "s", "Apdex: satisfied up to it, tolerating up to four times it."),
-        Setting("slow_request_s", _seconds, None, "s", "A transaction that takes longer is kept as a trace, and its stack is taken while it runs.",
+        Setting("slow_request_s", _seconds, None, "s", "A request that takes longer is kept as a trace. The stack of what takes longer, a background task too, is taken while it runs.",
                 default_text="four times `apdex_t_s`"),
         Setting("stuck_request_s", _seconds, 30.0, "s", "A transaction that is in flight for longer is told of in the log: then, and each time that it is twice as old."),
         _per_minute("parent_traces_per_min", 600.0, "Most traces kept because the caller sampled them, for each process."),

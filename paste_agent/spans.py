@@ -14,7 +14,7 @@ from time import perf_counter_ns
 from types import TracebackType
 from typing import Any
 
-from paste_agent import propagation
+from paste_agent import naming, propagation
 from paste_agent.inside import DATABASE, FUNCTION, MAX_SPANS, PARTS, Attributes, FinishedSpan, Inside
 from paste_agent.raised import BETWEEN, is_of_library, type_name
 from paste_agent.recorder import layout
@@ -343,7 +343,7 @@ class span(ContextDecorator):
 
     def __init__(self, name: str) -> None:
         """name: one of few, without values that a client or a user has sent."""
-        self._name = str(name)[:_MAX_NAME]
+        self._name = naming.text_of(name, _MAX_NAME)
         self._text = self._name.encode("utf-8", "replace")[:_ROOM]
         self._span: Span | None = None
 

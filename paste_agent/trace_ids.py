@@ -48,9 +48,7 @@ def _ids_of(transaction: UnderWay, environ: Environ) -> tuple[str, str]:
         identity = transaction.identify()
         return identity.trace_id.hex(), identity.span_id.hex()
     trace_id, span_id = layout.minted_ids(recorder.id, recorder.number_of(slot))
-    header = environ.get("HTTP_TRACEPARENT")
-    if header.__class__ is str:
-        parent = propagation.parse_traceparent(header)
-        if parent is not None:
-            trace_id = parent.trace_id
+    parent = propagation.caller_of(environ)
+    if parent is not None:
+        trace_id = parent.trace_id
     return trace_id.hex(), span_id.hex()

@@ -383,7 +383,7 @@ class Transaction:
         identity = inside.identity
         if identity is None:
             environ, recorder = self.environ or {}, self.recorder
-            baggage, parent = environ.get("HTTP_BAGGAGE"), self._parent(environ)
+            baggage, parent = environ.get("HTTP_BAGGAGE"), propagation.caller_of(environ)
             sampled = parent is not None and parent.sampled
             # Most are told by their number that chance passes them over.
             if not sampled and self.number >= recorder.sampler.next_random and recorder.sampler.choose(self.number):
@@ -396,11 +396,6 @@ class Transaction:
             identity = inside.identity = self._identity(environ, parent, sampled, passed_on)
         return identity
 
-    @staticmethod
-    def _parent(environ: Environ) -> propagation.Parent | None:
-        header = environ.get("HTTP_TRACEPARENT")
-        return propagation.parse_traceparent(header) if header.__class__ is str else None
-
     def _identity(self, environ: Environ, parent: propagation.Parent | None, sampled: bool, baggage: str) -> Identity:
         """Costs more than most requests are worth that are neither kept nor call anybody."""
         recorder = self.recorder
@@ -410,7 +405,7 @@ class Transaction:
         )
         if parent is None:
             return Identity(trace_id, span_id, _NO_ID, False, sampled, "", baggage)
-        tracestate = environ.get("HTTP_TRACESTATE")
+        tracestate = environ.get("HTTP_TRACESTATE") if propagation.PARENT_KEY not in environ else None
         return Identity(
             parent.trace_id,
             span_id,
@@ -428,7 +423,7 @@ class Transaction:
         """
         recorder, inside, sampler = self.recorder, self.inside, self.recorder.sampler
         identity = inside.identity if inside is not None else None
-        parent = self._parent(environ)
+        parent = propagation.caller_of(environ)
         parent_sampled = parent is not None and parent.sampled
         raised = inside.raised if inside is not None else None
         noted = inside is not None and inside.errors is not None

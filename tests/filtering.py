@@ -15,6 +15,7 @@ from wsgiref.util import setup_testing_defaults
 from paste_agent import filter as agent_filter
 from paste_agent import lifecycle, settings
 from paste_agent.aggregate import REQUEST_DURATION, Apdex, Delta, Folder
+from paste_agent.kept import TraceRow
 from paste_agent.recorder.reader import Reader
 from paste_agent.store.store import Store
 
@@ -91,13 +92,16 @@ class Measured:
 
     def kept(self) -> list[str]:
         """Stack traces of the kept failures, from the store; ends the service."""
+        found: Any = [row.detail["exception"] for row in self.traces() if row.detail and "exception" in row.detail]
+        return [each["stacktrace"] for each in found]
+
+    def traces(self) -> list[TraceRow]:
+        """Of the kept transactions, from the store; ends the service."""
         self.recorder()
         self.agent.finish()
         store = Store(self.settings.store, read_only=True)
         try:
-            rows = store.traces(0, 1e12, "newest", False, 1000)
-            found: Any = [row.detail["exception"] for row in rows if row.detail and "exception" in row.detail]
-            return [each["stacktrace"] for each in found]
+            return store.traces(0, 1e12, "newest", False, 1000)
         finally:
             store.close()
 

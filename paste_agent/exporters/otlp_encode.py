@@ -45,8 +45,9 @@ from paste_agent.store.store import Counters, SeriesTotal
 SCHEMA_URL = "https://opentelemetry.io/schemas/1.44.0"
 #: Of one request. Encoding so many takes about 2 ms, after which others get the interpreter; a body is below 100 KB.
 MAX_POINTS = 100
-#: Semantic conventions, exceptions of HTTP: the name of the event.
+#: Semantic conventions, exceptions of HTTP: the name of the event; and that of an exception that is no request's.
 EXCEPTION_EVENT = "http.server.request.exception"
+TASK_EXCEPTION_EVENT = "exception"
 #: Ours: a worker died over a transaction.
 POSTMORTEM_EVENT = "paste_agent.worker.lost"
 
@@ -352,7 +353,7 @@ def _exception(row: TraceRow) -> LogRecord | None:
     if not attributes.keys() & {"exception.type", "exception.message"}:
         return None
     # When it was raised is not known; that it was at the end of the request is nearest to the truth.
-    return _error(row, EXCEPTION_EVENT, attributes)
+    return _error(row, TASK_EXCEPTION_EVENT if TASK_NAME in row.attributes else EXCEPTION_EVENT, attributes)
 
 
 def _postmortem(row: TraceRow) -> LogRecord | None:

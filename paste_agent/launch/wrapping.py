@@ -42,7 +42,7 @@ def wrapped(application: WSGIApplication, settings: Settings) -> WSGIApplication
 
 def is_measured(application: object) -> bool:
     """Whether the agent is the outermost part of it."""
-    return isinstance(application, (agent_filter.AgentFilter, agent_filter.ParentHeaders))
+    return isinstance(application, agent_filter.AgentFilter)
 
 
 def launched(application: Any, name: Callable[[], str]) -> Any:

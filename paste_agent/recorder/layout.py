@@ -29,7 +29,8 @@ slot: (start 0: free)
     16    Q    ident of its thread, or of its greenlet
     24    Q    length of wsgi.url_scheme: 4 is http, 5 is https; 1: a background task
     32    16s  method
-    48    56s  traceparent, text, as received; NUL for none: then the ids are those of `minted_ids`
+    48    56s  traceparent, text, as received, or of the parent that other headers name; NUL for none: then the ids are
+               those of `minted_ids`
     104   144s path, as in PATH_INFO; name of a background task
     248   Q    once the server has the response, or the first part of it: series + 1, as its record will have it
     256   Q    and since when, ns of the monotonic clock
@@ -84,6 +85,7 @@ SERVICE_SIZE = 256
 
 SLOT_SIZE = 512
 SLOT = struct.Struct("<QQQQ16s56s144sQQQ")
+PARENT_AT, PARENT = 48, struct.Struct("<56s")
 ANSWER_AT, ANSWER = 248, struct.Struct("<QQ")
 ROUTE_AT, ROUTE = 272, struct.Struct("<Q104s")
 SPAN_AT, SPAN = 384, struct.Struct("<Q120s")

@@ -222,6 +222,12 @@ class Recorder:
         self.set_word(layout.W_DROPPED, self._next_dropped())
         return False
 
+    def count_dropped(self, many: int) -> None:
+        """So many records were lost before there was this recorder. For whoever opens it."""
+        dropped = self.word(layout.W_DROPPED) + many
+        self._next_dropped = count(dropped + 1).__next__
+        self.set_word(layout.W_DROPPED, dropped)
+
     def count_unslotted(self) -> None:
         """A request found no free slot: it is counted as any other, but no black box tells of it."""
         self.set_word(layout.W_UNSLOTTED, self._next_unslotted())

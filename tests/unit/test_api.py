@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +23,7 @@ from paste_agent.recorder import layout
 from paste_agent.store.store import Store
 from paste_agent.transaction import current
 from tests.filtering import HEADERS, Measured, key, serve
+from tests.odd import ODD
 from tests.recorders import run_script
 
 Call = Callable[[], object]
@@ -173,40 +173,6 @@ def test_what_belongs_to_a_transaction_does_nothing_after_its_end(service: Measu
     assert faults(service) == 0
 
 
-class Hostile:
-    """Raises whatever is asked of it."""
-
-    def __getattribute__(self, name: str) -> Any:
-        raise RuntimeError(name)
-
-    __str__ = __repr__ = __len__ = __iter__ = __bool__ = __hash__ = __eq__ = __int__ = __float__ = None  # type: ignore[assignment]
-
-
-class Text(str):
-    """A string that is not what it looks like."""
-
-    def __str__(self) -> str:
-        raise RuntimeError("str")
-
-    def __len__(self) -> int:
-        raise RuntimeError("len")
-
-    def __getitem__(self, item: Any) -> str:
-        raise RuntimeError("item")
-
-
-class Unwilling(Exception):
-    def __str__(self) -> str:
-        raise RuntimeError("str")
-
-
-ODD: list[Any] = [
-    None, "", " ", "\0", "\ud800", "x" * 10_000, b"bytes", 0, -1, 1 << 80, 10**5000, 1.5, math.nan, math.inf, True,
-    [], {}, {"app.k": object()}, {None: 1}, {"": ""}, ("a", "b"), (None, None, None), object(), Hostile(), Text("app"),
-    ValueError, Unwilling("x"), KeyboardInterrupt(), sys.exc_info, lambda: 1,
-]  # fmt: skip
-
-
 @pytest.mark.parametrize("name", [name for name in paste_agent.__all__ if name not in ("span", "background_task")])
 def test_odd_arguments_raise_nothing(service: Measured, name: str) -> None:
     function = getattr(paste_agent, name)
@@ -230,6 +196,22 @@ def test_odd_arguments_raise_nothing(service: Measured, name: str) -> None:
     assert faults(service) == 0
     # What was taken can be stored.
     assert len(kept(service)) == (0 if name == "ignore_transaction" else 1)
+
+
+@pytest.mark.parametrize("around", [paste_agent.span, paste_agent.background_task])
+def test_odd_names_raise_nothing(service: Measured, around: Any) -> None:
+    def call() -> None:
+        for odd in ODD:
+            with around(odd) as begun:
+                if around is paste_agent.span:
+                    begun.set("app.key", odd)
+                    begun.set(odd, odd)
+            assert around(odd)(lambda: "done")() == "done"
+
+    within(service, call)
+    call()
+    assert faults(service) == 0
+    assert len(kept(service)) >= 1
 
 
 def test_what_was_wrong_is_said_once(service: Measured, caplog: pytest.LogCaptureFixture) -> None:

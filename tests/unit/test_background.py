@@ -20,6 +20,7 @@ from paste_agent.recorder import layout
 from paste_agent.spans import begin, end, headers_of, span
 from paste_agent.transaction import current
 from tests.filtering import Measured, fine, serve
+from tests.odd import Hostile, Text
 from tests.recorders import run_script
 
 Task = tuple["str | None", "str | None"]
@@ -172,10 +173,19 @@ def test_any_name_will_do(service: Measured, name: str, counted: str, shown: str
     assert service.word(layout.W_INTERNAL_ERRORS) == 0
 
 
-def test_a_name_need_not_be_text(service: Measured) -> None:
-    with background_task(7):  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    ("name", "counted"),
+    [
+        pytest.param(7, "7", id="a number"),
+        pytest.param(10**5000, "int", id="too long a number"),
+        pytest.param(Text("warm"), "warm", id="text of its own kind"),
+        pytest.param(Hostile(), "Hostile", id="hostile"),
+    ],
+)
+def test_a_name_need_not_be_text(service: Measured, name: Any, counted: str) -> None:
+    with background_task(name):
         pass
-    assert tasks_of(service) == {("7", None): 1}
+    assert tasks_of(service) == {(counted, None): 1}
 
 
 def test_more_tasks_than_slots_are_all_counted(service: Measured) -> None:
@@ -380,6 +390,24 @@ def test_an_error_that_a_task_has_noted_and_raises_again_is_one(service: Measure
     assert len(service.recorder().kept) == 1
 
 
+def test_a_task_within_a_request_is_counted_where_the_request_is(
+    measure: Callable[..., Measured], service: Measured
+) -> None:
+    def app(environ: Any, start_response: Any) -> list[bytes]:
+        with background_task("mail") as task:
+            assert task.recorder is second.recorder()
+            with background_task("attachment"):
+                pass
+        return fine(environ, start_response)
+
+    second = measure()
+    serve(second.around(app))
+    with background_task("mail"):
+        pass
+    assert tasks_of(second) == {("mail", None): 1, ("attachment", None): 1}
+    assert tasks_of(service) == {("mail", None): 1}
+
+
 # -- before there is an agent --------------------------------------------------------------------------------------
 
 
@@ -399,8 +427,9 @@ def test_what_is_owed_is_bounded(measure: Callable[..., Measured]) -> None:
     for place in range(3000):
         with background_task("early" if place < 2000 else "late"):
             pass
-    assert len(lifecycle._owed) == lifecycle._MOST_OWED
-    assert tasks_of(measure(ring_records="4096")) == {("late", None): 1000}
+    service = measure(ring_records="4096")
+    assert tasks_of(service) == {("late", None): 1000}
+    assert service.word(layout.W_DROPPED) == 2000
 
 
 # -- after fork ----------------------------------------------------------------------------------------------------
@@ -438,7 +467,7 @@ SCRIPTS = {
 with background_task('early'):
     pass
 if fork() == 0:
-    assert not lifecycle._owed
+    assert not list(lifecycle._owed)
     lifecycle.agent_of(SETTINGS).serve()
     sys.exit()
 lifecycle.agent_of(SETTINGS)

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from paste.deploy import loadapp
 
+import paste_agent
 from paste_agent import filter as agent_filter
 from paste_agent import lifecycle
 from paste_agent.aggregate import QUEUE_DURATION, REQUEST_DURATION
@@ -107,6 +108,60 @@ def test_a_route_that_the_application_names(service: Measured, route: object, co
         serve(service.around(app))
     assert service.counts() == {key(route=counted): 2}
     assert service.word(layout.W_INTERNAL_ERRORS) == 0
+
+
+OF_W3C, OF_B3 = (TRACE_ID, SPAN_ID, "w3c=1"), ("2" * 32, "2" * 16, "")
+NOBODY = ("", "", "")
+SENT = {
+    "HTTP_TRACEPARENT": f"00-{TRACE_ID}-{SPAN_ID}-01",
+    "HTTP_TRACESTATE": "w3c=1",
+    "HTTP_B3": f"{'2' * 32}-{'2' * 16}-1",
+}
+
+
+@pytest.mark.parametrize(
+    ("propagators", "sent", "parent"),
+    [
+        pytest.param("tracecontext", SENT, OF_W3C, id="W3C's"),
+        pytest.param("tracecontext b3", SENT, OF_W3C, id="W3C's first"),
+        pytest.param("tracecontext b3", {**SENT, "HTTP_TRACEPARENT": "00-junk"}, OF_B3, id="W3C's is invalid"),
+        pytest.param("b3", SENT, OF_B3, id="W3C's is not read"),
+        pytest.param("jaeger", SENT, NOBODY, id="neither is read"),
+        pytest.param("none", SENT, NOBODY, id="nothing is read"),
+    ],
+)
+def test_whose_request_it_is_and_its_headers_as_the_client_sent_them(
+    measure: Callable[..., Measured], propagators: str, sent: dict[str, str], parent: tuple[str, str, str]
+) -> None:
+    service = measure(propagators=propagators, random_traces_per_min="0")
+    trace_id, span_id, tracestate = parent
+    seen: list[Any] = []
+
+    def app(environ: Environ, start_response: Callable[..., Any]) -> list[bytes]:
+        seen.append({key: environ[key] for key in SENT})
+        here = paste_agent.trace_context()
+        assert here is not None
+        seen.extend((here[0], paste_agent.outbound_headers(), service.reader().in_flight()[0].traceparent))
+        return fine(environ, start_response)
+
+    serve(agent_filter.measured(app, service.settings), **sent)
+    headers, trace_here, told, in_slot = seen
+    assert headers == sent
+    assert (trace_here == trace_id) == bool(trace_id)
+    assert told.get("tracestate", "") == (tracestate if "tracecontext" in propagators else "")
+    assert in_slot == (f"00-{trace_id}-{span_id}-01" if trace_id else "")
+    kept = [
+        (row.trace_id.hex(), (row.parent_id or b"").hex(), row.why, (row.detail or {}).get("tracestate", ""))
+        for row in service.traces()
+    ]
+    assert kept == ([(trace_id, span_id, layout.KEPT_PARENT, tracestate)] if trace_id else [])
+
+
+def test_the_outer_of_two_filters_says_whose_request_it_is(measure: Callable[..., Measured]) -> None:
+    inner = agent_filter.measured(fine, measure(propagators="b3").settings)
+    outer = measure()
+    serve(agent_filter.measured(inner, outer.settings), **SENT)
+    assert [row.trace_id.hex() for row in outer.traces()] == [TRACE_ID]
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from paste import httpexceptions, lint
 from paste.urlmap import URLMap
 from webob import exc
 
+from paste_agent.recorder import layout
 from paste_agent.transaction import Transaction
 from tests.filtering import (
     HEADERS,
@@ -216,6 +217,32 @@ def test_a_list_that_fails_when_it_is_iterated(service: Measured) -> None:
     with pytest.raises(KeyError):
         serve(service.around(returning(Failing([b"a"]))))
     assert service.only() == key(status=500, error="KeyError")
+
+
+@pytest.mark.parametrize(
+    "kind", ["generator", "empty generator", "iterator with close", "map", "file", "list subclass"]
+)
+def test_a_layer_above_that_calls_next_at_once(service: Measured, kind: str) -> None:
+    body, expected = BODIES[kind]()
+    response: Any = service.around(returning(body))(environ_of(), Server().start_response)
+    chunks = iter(lambda: next(response, None), None)
+    assert b"".join(filter(None, chunks)) == expected
+    response.close()
+    assert service.only() == key()
+
+
+def test_a_body_that_fails_when_next_is_called_at_once(service: Measured) -> None:
+    class Failing(List):
+        def __iter__(self) -> Iterator[bytes]:
+            raise KeyError("x")
+
+    response: Any = service.around(returning(Failing([b"a"])))(environ_of(), Server().start_response)
+    with pytest.raises(KeyError) as raised:
+        next(response)
+    assert raised.value.__context__ is None
+    response.close()
+    assert service.only() == key(status=500, error="KeyError")
+    assert service.word(layout.W_INTERNAL_ERRORS) == 0
 
 
 def test_a_second_close_counts_nothing_and_closes_nothing(service: Measured) -> None:

@@ -217,8 +217,11 @@ def test_what_threads_do_at_once_takes_nothing_from_the_span_around_them(recorde
         begun = begin(DATABASE, b"SELECT items")
         assert begun is not None
         together.wait(60)
-        time.sleep(0.02)
+        # Together they last longer than the span around them, however long it takes to begin and to end them.
+        time.sleep(0.2 + 2 * (time.monotonic() - since))
         end(begun, "SELECT items", KEY)
+
+    since = time.monotonic()
 
     def run() -> None:
         begun = begin(TEMPLATE, b"page.mako")

@@ -41,7 +41,7 @@ ORDER = [
     "live",
     *("exporters", "exporters.resource", "exporters.points", "exporters.otlp_encode", "exporters.connection"),
     *("exporters.deadline", "exporters.otlp", "exporters.prometheus"),
-    *("lead_logs", "lead", "leadership", "reporter", "lifecycle", "background", "api", "logs"),
+    *("lead_logs", "lead", "leadership", "reporter", "owed", "lifecycle", "background", "api", "logs"),
     *("sql_summary", "sql", "statements", "otel"),
     # Those that others of the package are built upon come before it.
     *("instrument.wrapping", "instrument.views", "instrument.dbapi", "instrument.psycopg2", "instrument.mysql"),

@@ -402,6 +402,12 @@ def log_records(*rows: TraceRow) -> list[Any]:
     return list(inner.log_records)
 
 
+def test_the_exception_of_a_background_task_is_no_requests() -> None:
+    detail = {"exception": {"type": "shop.Sold"}, "postmortem": ACCOUNT}
+    records = log_records(row(failed=True, attributes={"paste_agent.task.name": "send mail"}, detail=detail))
+    assert [record.event_name for record in records] == ["exception", "paste_agent.worker.lost"]
+
+
 def test_a_post_mortem_has_every_field() -> None:
     (record,) = log_records(row(failed=True, why=KEPT_LOST, detail={"postmortem": ACCOUNT}))
     assert record.body.string_value == ACCOUNT["text"]

@@ -8,8 +8,10 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from paste_agent import lifecycle
-from paste_agent.aggregate import LOAD_DURATION, TASK_DURATION
+import paste_agent
+from paste_agent import lifecycle, owed
+from paste_agent.aggregate import COUNT, LOAD_DURATION, TASK_DURATION, TIMING
+from paste_agent.background import background_task
 from paste_agent.recorder import layout
 from tests.filtering import Measured
 
@@ -46,6 +48,54 @@ def test_each_is_counted_as_what_it_is(measure: Callable[..., Measured]) -> None
     assert counted(measure(), LOAD_DURATION) == {}
 
 
+def test_a_busy_counter_pushes_out_no_task(measure: Callable[..., Measured]) -> None:
+    with background_task("warm caches"):
+        pass
+    for _ in range(5 * owed.MOST):
+        paste_agent.count("rows", 2)
+        paste_agent.count("pages")
+    assert len(list(lifecycle._owed)) <= 1 + 2 * owed.MOST
+    first = measure()
+    assert list(lifecycle._owed) == []
+    assert counted(first, TASK_DURATION).keys() == {'{"paste_agent.task.name": "warm caches"}'}
+    sums = [sum_ns for name in ("rows", "pages") for _, sum_ns in counted(first, f"{COUNT}{name}").values()]
+    assert sums == [10 * owed.MOST, 5 * owed.MOST]
+    assert first.word(layout.W_DROPPED) == 0
+
+
+def test_counts_that_are_too_large_for_one_record_stay_exact(measure: Callable[..., Measured]) -> None:
+    end_ns = time.perf_counter_ns()
+    amounts = [end_ns // 3 * 2, end_ns // 3 * 2, 5, end_ns]
+    for amount in amounts:
+        lifecycle.owe(layout.KIND_COUNT, ("bytes",), end_ns - amount, amount, False)
+    assert counted(measure(), f"{COUNT}bytes") == {"{}": (3, sum(amounts))}
+
+
+@pytest.mark.parametrize(
+    ("record", "kept"),
+    [
+        pytest.param(lambda number: paste_agent.timing("wait", 0.001), {f"{TIMING}wait": 1000}, id="timings"),
+        pytest.param(
+            lambda number: paste_agent.count(f"c{number}"), {f"{COUNT}c0": 1, f"{COUNT}c999": 1}, id="counters"
+        ),
+    ],
+)
+def test_what_is_dropped_is_counted_and_said_once(
+    measure: Callable[..., Measured],
+    caplog: pytest.LogCaptureFixture,
+    record: Callable[[int], None],
+    kept: dict[str, int],
+) -> None:
+    for number in range(owed.MOST + 30):
+        record(number)
+    first = measure(ring_records="4096")
+    assert {name: sum(count for count, _ in counted(first, name).values()) for name in kept} == kept
+    assert first.word(layout.W_DROPPED) == 30
+    assert [line.getMessage() for line in caplog.records] == [
+        f"{first.settings.service_name}: 30 records of what came before the agent were dropped: 1000 of a kind are kept"
+    ]
+
+
 def test_faults_are_counted_by_the_first_agent_and_hold_nothing(measure: Callable[..., Measured]) -> None:
     try:
         raise KeyError("ours")
@@ -64,6 +114,6 @@ def test_faults_are_counted_by_the_first_agent_and_hold_nothing(measure: Callabl
 
 
 def test_faults_that_are_owed_are_bounded(measure: Callable[..., Measured]) -> None:
-    for place in range(lifecycle._MOST_OWED + 50):
+    for place in range(lifecycle._MOST_FAULTS + 50):
         lifecycle.on_fault("instrument.redis", KeyError(place))
-    assert len(lifecycle._owed_faults) == lifecycle._MOST_OWED
+    assert len(lifecycle._owed_faults) == lifecycle._MOST_FAULTS
