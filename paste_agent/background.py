@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from contextlib import ContextDecorator
 from contextvars import Token
 from time import perf_counter_ns
 from types import TracebackType
 from typing import Any
 
 from paste_agent import error_rules, lifecycle, naming
+from paste_agent.decorating import Decorator
 from paste_agent.inside import Identity, Inside
 from paste_agent.raised import raised_of, type_name
 from paste_agent.recorder import layout
@@ -21,7 +21,7 @@ from paste_agent.transaction import KeptTransaction, Within, current
 _MAX_NAME = 160
 
 
-class background_task(ContextDecorator):
+class background_task(Decorator):
     """Counts and times a task, by its name; as a context manager or as a decorator.
 
         with background_task("warm caches"):
@@ -110,6 +110,8 @@ class background_task(ContextDecorator):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         duration_ns = perf_counter_ns() - self._start_ns
+        if kind is GeneratorExit:  # nobody wants more of it, which is no failure
+            error = None
         fields = (self.name, None if error is None else type_name(error))
         if self._on_fault is None:
             if self._pid == os.getpid():  # else it was forked meanwhile, and the parent counts it

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from contextlib import ContextDecorator
 from contextvars import Token
 from time import perf_counter_ns
 from types import TracebackType
 from typing import Any
 
 from paste_agent import naming, propagation
+from paste_agent.decorating import Decorator
 from paste_agent.inside import DATABASE, FUNCTION, MAX_SPANS, PARTS, Attributes, FinishedSpan, Inside
 from paste_agent.raised import BETWEEN, is_of_library, type_name
 from paste_agent.recorder import layout
@@ -332,7 +332,7 @@ def timed(category: int, name: str, call: Callable[..., Any], /, *args: Any, **k
         end(span, name, None, failed)
 
 
-class span(ContextDecorator):
+class span(Decorator):
     """A span around a part of the application; as a context manager or as a decorator. Nothing without a transaction.
 
     with span("reserve stock"):
@@ -368,4 +368,6 @@ class span(ContextDecorator):
     ) -> None:
         found, self._span = self._span, None
         if found is not None:
-            end(found, self._name, None, None if error is None else type_name(error), found.attributes)
+            # A generator that nobody wants more of has not failed.
+            failed = None if error is None or kind is GeneratorExit else type_name(error)
+            end(found, self._name, None, failed, found.attributes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextvars
 import json
 import threading
@@ -80,6 +81,30 @@ def test_each_call_of_a_decorated_function_is_a_task(service: Measured) -> None:
     assert seen == [1, 2, 3, 4]
     assert service.reader().in_flight() == []
     assert current.get() is None
+
+
+def test_a_coroutine_is_a_task_until_it_returns(service: Measured) -> None:
+    @background_task("sync stock")
+    async def sync(fails: bool) -> None:
+        assert [one.path for one in service.reader().in_flight()] == ["sync stock"]
+        await asyncio.sleep(0)
+        if fails:
+            raise KeyError
+
+    asyncio.run(sync(False))
+    with pytest.raises(KeyError):
+        asyncio.run(sync(True))
+    assert tasks_of(service) == {("sync stock", None): 1, ("sync stock", "KeyError"): 1}
+
+
+def test_a_generator_that_is_broken_off_has_not_failed(service: Measured) -> None:
+    @background_task("pages")
+    def pages() -> Iterator[int]:
+        yield from range(3)
+
+    for _ in pages():
+        break
+    assert tasks_of(service) == {("pages", None): 1}
 
 
 class Custom(Exception):

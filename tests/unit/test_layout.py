@@ -18,7 +18,7 @@ PACKAGE = Path(__file__).resolve().parent.parent.parent / "paste_agent"
 ORDER = [
     "paste_agent",
     *("errors", "wording", "native", "log", "addresses", "naming", "propagation", "probes", "raised", "error_rules"),
-    *("on_import", "recorder", "recorder.layout", "recorder.lock", "recorder.file"),
+    *("decorating", "on_import", "recorder", "recorder.layout", "recorder.lock", "recorder.file"),
     *("headers", "kinds", "settings", "ini", "ini_text", "ini_edit", "runtime_dir", "lease"),
     *(
         "sampler",

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextvars
+import inspect
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from paste_agent.background import background_task
 from paste_agent.filter import AgentFilter
 from paste_agent.recorder import layout
 from paste_agent.recorder.reader import Reader
 from paste_agent.recorder.writer import Recorder
 from paste_agent.spans import span
 from paste_agent.transaction import current
-from tests.recorders import _Serving, die, environ_of, open_recorder, reader_of, run_script, serve
+from tests.recorders import _Serving, die, environ_of, open_recorder, reader_of, run_script, serve, spans_within
 
 
 @pytest.fixture
@@ -82,6 +85,63 @@ def test_a_decorated_function_is_a_span_each_time(recorder: Recorder, reader: Re
 
     within(recorder, inside)
     assert recurses.__name__ == "recurses"
+
+
+def test_a_decorated_coroutine_is_a_span_until_it_returns(recorder: Recorder, reader: Reader) -> None:
+    @span("fetch")
+    async def fetch(depth: int) -> int:
+        assert spans_of(reader) == ["fetch"]
+        await asyncio.sleep(0.001)
+        assert spans_of(reader) == ["fetch"]
+        return depth + await fetch(depth - 1) if depth else 0
+
+    def inside() -> None:
+        assert asyncio.run(fetch(3)) == 6
+        assert spans_of(reader) == [""]
+
+    assert inspect.iscoroutinefunction(fetch)
+    found = spans_within(recorder, inside)
+    assert [one.name for one in found] == ["fetch"] * 4
+    assert [one.duration_ns > 1_000_000 for one in found] == [True] * 4
+
+
+def test_a_decorated_generator_is_a_span_until_it_ends(recorder: Recorder, reader: Reader) -> None:
+    @span("rows")
+    def rows(ends: bool) -> Generator[int, str, str]:
+        assert spans_of(reader) == ["rows"]
+        said.append((yield 1))
+        try:
+            said.append((yield 2))
+        except KeyError:
+            said.append("thrown")
+        if not ends:
+            yield 3
+        return "returned"
+
+    def inside() -> None:
+        whole = rows(True)
+        assert spans_of(reader) == [""]  # nobody has asked for anything yet
+        assert (next(whole), whole.send("sent")) == (1, 2)
+        with pytest.raises(StopIteration) as ended:
+            whole.throw(KeyError())
+        assert ended.value.value == "returned"
+        broken_off = rows(False)
+        next(broken_off)
+        broken_off.close()
+        assert spans_of(reader) == [""]
+
+    said: list[str] = []
+    found = spans_within(recorder, inside)
+    assert [(one.name, one.failed) for one in found] == [("rows", None), ("rows", None)]
+    assert said == ["sent", "thrown"]
+
+
+def test_an_asynchronous_generator_stays_as_it_is() -> None:
+    async def rows() -> AsyncIterator[int]:
+        yield 1
+
+    assert span("rows")(rows) is rows
+    assert background_task("rows")(rows) is rows
 
 
 def test_one_span_may_be_entered_again(recorder: Recorder, reader: Reader) -> None:
