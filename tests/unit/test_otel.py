@@ -364,12 +364,29 @@ def test_statements_and_queries_are_left_out(recorder: Recorder) -> None:
         "http.target": "/x?key=s3cret",
         "url.full": "https://user:s3cret@shop.example:8443/items?key=s3cret#s3cret",
         "http.url": "http://shop.example?key=s3cret",
+        "messaging.url": "amqp://user:s3cret@mq.example/",
+        "peer.address": "user:s3cret@mq.example",
+        "app.asked": "GET http://user:s3cret@shop.example/?key=s3cret",
+        "app.brokers": ["amqp://user:s3cret@one", "amqp://user:s3cret@two"],
+        "app.long": "amqp://user:" + 500 * "s3cret" + "@mq.example",
+        "rpc.grpc.request.metadata.authorization": ["s3cret"],
+        "rpc.connect_rpc.response.metadata.x": "s3cret",
+        "rpc.request.metadata.x": "s3cret",
+        "graphql.document": "{ card(number: s3cret) }",
+        "graphql.param.card": "s3cret",
+        "exception.message": "s3cret",
+        "exception.stacktrace": "s3cret",
         "db.operation": "search",
     }
     span = only(spans_within(recorder, lambda: tracer.start_span("search", attributes=said).end()))
     assert span.attributes == {
         "url.full": "https://shop.example:8443/items",
         "http.url": "http://shop.example",
+        "messaging.url": "amqp://mq.example/",
+        "peer.address": "mq.example",
+        "app.asked": "GET http://shop.example/",
+        "app.brokers": "amqp://one, amqp://two",
+        "app.long": "amqp://mq.example",
         "db.operation": "search",
     }
 
