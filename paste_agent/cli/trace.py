@@ -20,7 +20,7 @@ from paste_agent.store import lookup
 from paste_agent.store.inside_summary import dicts, number
 from paste_agent.store.store import READ_ERRORS, Store
 from paste_agent.store.summary import probability_of, rfc3339, trace_name
-from paste_agent.store.trace_tree import all_of, trees
+from paste_agent.store.trace_tree import all_of, error_of, trees
 
 _DEFAULT = "production.ini"
 #: A shorter beginning is no id but a typing error.
@@ -146,7 +146,7 @@ def _spans(detail: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             "start_s": _s(one, "start"),
             "duration_s": _s(one, "duration"),
             "own_s": _s(one, "own"),
-            "error": one.get("error"),
+            "error": error_of(one),
             "attributes": _object(one.get("attributes")) or {},
         }
 
