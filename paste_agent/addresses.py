@@ -17,6 +17,19 @@ def bare(address: str) -> str:
     return address[:start] + rest.partition("?")[0].partition("#")[0]
 
 
+def bare_within(text: str) -> str:
+    """A text with the addresses in it as `bare` makes them.
+
+    Where one ends cannot be told, since passwords and queries may have anything in them: all that may be a part of it
+    goes, to the end of the text.
+    """
+    done = 0
+    while (slashes := text.find("://", done)) >= 0:
+        done = slashes + 3
+        text = text[:done] + bare(text[done:])
+    return text
+
+
 def without_user(rest: str) -> str:
     """What follows the slashes of an address, without what is before its host."""
     if _PLAIN_HOST.fullmatch(_END_OF_HOST.split(rest, maxsplit=1)[0]):

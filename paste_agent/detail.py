@@ -73,13 +73,17 @@ def trace_row(
         del found[name]
     if kept.tracestate:
         detail["tracestate"] = kept.tracestate
+    raised = ""
     if kept.error is not None:
         messages = rules.messages and not matches("exception.message", rules.exclude)
+        raised = "" if matches("exception.stacktrace", rules.exclude) else stacktrace(kept.error, messages)
         detail["exception"] = {
             "type": kept.error.type,
             "message": kept.error.message if messages else "",
-            "stacktrace": "" if matches("exception.stacktrace", rules.exclude) else stacktrace(kept.error, messages),
+            "stacktrace": raised,
         }
+    if own_files := stacks.own_files(str(found.get("code.stacktrace", "")), raised):
+        detail["own_files"] = own_files
     return TraceRow(
         trace_id=kept.trace_id,
         span_id=kept.span_id,

@@ -360,7 +360,8 @@ class _Told(_Ours):
             span.category = MESSAGE
         failed = None
         if self._status is StatusCode.ERROR:
-            failed = self._raised or str(self._attributes.get("error.type", "_OTHER"))
+            # An `error.type` that the application gives is an attribute as any other, which settings may keep out.
+            failed = self._raised or "_OTHER"
         spans.end_aside(span, self.name, failed, self._attributes or None)
 
     def __exit__(

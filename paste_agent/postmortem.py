@@ -79,6 +79,7 @@ class Postmortem:
     requests: list[Lost] = field(default_factory=list)
     more_requests: int = 0  #: that were in flight as well
     stack: str = ""  #: of the thread that the signal arrived in, where nothing else tells where it was
+    own_files: list[str] = field(default_factory=list)  #: of all these stacks, those of the application itself
 
     def summary(self) -> dict[str, Any]:
         return asdict(self)
@@ -104,6 +105,7 @@ def examine(found: Evidence, wall_offset_ns: int) -> Postmortem:
     threads = {request.thread for request in found.flight}
     if found.crash.current not in {0, *threads} and not any(lost.stack for lost in postmortem.requests):
         postmortem.stack = _rendered(found.crash.threads.get(found.crash.current, []))
+    postmortem.own_files = stacks.own_files(postmortem.stack, *(lost.stack for lost in postmortem.requests))
     return postmortem
 
 
@@ -244,6 +246,8 @@ def trace_rows(postmortem: Postmortem, found: Evidence, wall_offset_ns: int) -> 
                 "stack": lost.stack,
             },
         }
+        if own_files := stacks.own_files(lost.stack):
+            detail["own_files"] = own_files
         rows.append(
             TraceRow(
                 trace_id=bytes.fromhex(lost.trace_id),

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
-from paste_agent.addresses import bare
+from paste_agent.addresses import bare, bare_within
 from paste_agent.inside import AttributeValue
 
 _MAX_KEY = 128
@@ -15,12 +15,20 @@ _MAX_VALUE = 1024
 _INT64 = 1 << 63
 #: Items of a sequence that is the value of an attribute.
 _MAX_ITEMS = 64
-#: Attributes of libraries' that hold what a client has sent: texts and parameters of statements, queries, headers.
+#: Characters of a text that its addresses are looked for in: a user that is cut in the middle would be none.
+_MAX_READ = 4 * _MAX_VALUE
+#: Attributes of libraries' that hold what a client has sent: texts and parameters of statements, queries, headers, and
+#: messages of exceptions, which are the agent's own to show or not.
 _UNSAFE = (
     *("db.statement", "db.query.text", "db.query.parameter.", "db.operation.parameter.", "db.connection_string"),
+    *("graphql.document", "graphql.source", "graphql.param.", "graphql.arg"),
     *("url.query", "http.target", "http.request.header.", "http.response.header."),
+    *("rpc.request.metadata.", "rpc.response.metadata."),
+    *(f"rpc.{system}.{way}.metadata." for system in ("grpc", "connect_rpc") for way in ("request", "response")),
+    *("exception.message", "exception.stacktrace"),
 )
-_ADDRESSES = ("url.full", "url.original", "http.url")
+#: What may come without a scheme.
+_ADDRESSES = ("url.full", "url.original", "http.url", "messaging.url", "peer.address")
 
 
 class Said(dict[str, object]):
@@ -49,19 +57,27 @@ def plain_value(value: Any) -> AttributeValue | None:
 def add(attributes: dict[str, Any], most: int, key: object, value: object) -> None:
     """Add an attribute under a name of the conventions, if there is room for it, and if it is not to be kept out.
 
-    most: as many there may be. A sequence becomes text; an address loses user and query. What it is not, or cannot be,
-    is left out.
+    most: as many there may be. A sequence becomes text; an address, in a longer text too, loses user and query. What
+    it is not, or cannot be, is left out.
     """
     if not issubclass(type(key), str):
         return
     name = str.__str__(key)[:_MAX_KEY]
     if not name or (len(attributes) >= most and name not in attributes) or name.startswith(_UNSAFE):
         return
-    kept = plain_value(value)
+    kept = _shown(name, value)
     if kept is None and isinstance(value, Sequence) and not isinstance(value, (bytes, bytearray, memoryview)):
-        items = map(plain_value, islice(value, _MAX_ITEMS))
+        items = (_shown(name, item) for item in islice(value, _MAX_ITEMS))
         kept = plain_value(", ".join(str(item) for item in items if item is not None))
-    if name in _ADDRESSES and isinstance(kept, str):
-        kept = bare(kept)
     if kept is not None:
         attributes[name] = kept
+
+
+def _shown(name: str, value: Any) -> AttributeValue | None:
+    """As `plain_value`, without what addresses have in them that is nobody's business."""
+    if issubclass(type(value), str):
+        text = str.__str__(value)[:_MAX_READ]
+        if name in _ADDRESSES:
+            text = bare(text)
+        value = bare_within(text)
+    return plain_value(value)

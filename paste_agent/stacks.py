@@ -6,7 +6,7 @@ import linecache
 import os
 import re
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from paste_agent.raised import BETWEEN, Frame, is_library
@@ -73,12 +73,53 @@ def without_server(frames: Sequence[Frame], own_files: Iterable[str]) -> list[Fr
     return list(frames[places[-1] + 1 :]) if places else list(frames)
 
 
-def application_frame(frames: Sequence[Frame]) -> Frame | None:
-    """The innermost frame of the application itself, not of a library; the innermost of all where there is none."""
+def application_frame(frames: Sequence[Frame], own: object = None) -> Frame | None:
+    """The innermost frame of the application itself, not of a library; the innermost of all where there is none.
+
+    own: as `own_files` found them in the process that had the application; nothing: this one decides.
+    """
+    known = _names(own)
     for frame in reversed(frames):
-        if not is_library(frame.file) and not frame.file.startswith("<"):
+        if frame.file in known if known else _is_own(frame.file):
             return frame
     return frames[-1] if frames else None
+
+
+def _is_own(file: str) -> bool:
+    return not is_library(file) and not file.startswith("<")  # as what `exec` was given has it
+
+
+def own_files(*stacks: str) -> list[str]:
+    """The files of stacks that are the application's own: pages mark their frames.
+
+    For a process that has the application: it knows where its libraries are, and which of them are the service itself.
+    """
+    frames = (_FRAME.match(line) for stack in stacks for line in stack.splitlines())
+    files = dict.fromkeys(frame[1] for frame in frames if frame is not None)
+    return list(filter(_is_own, files))
+
+
+def marked(text: str, own: object) -> Iterator[tuple[str, bool | None]]:
+    """The lines of a text with stacks in it, each with whether its frame is the application's; None: it is of no frame.
+
+    own: `own_files` as a store has them, whatever that is.
+    """
+    known = _names(own)
+    is_own: bool | None = None
+    source_from = 0  #: the line of source of the frame before it is indented so far; 0: there is none
+    for line in text.splitlines():
+        frame, indent = _FRAME.match(line), len(line) - len(line.lstrip())
+        if frame is not None:
+            is_own, source_from = frame[1] in known, indent + 1
+        elif source_from and indent >= source_from:
+            source_from = 0
+        else:
+            is_own, source_from = None, 0
+        yield line, is_own
+
+
+def _names(own: object) -> frozenset[str]:
+    return frozenset(one for one in own if isinstance(one, str)) if isinstance(own, list) else frozenset()
 
 
 def render(frames: Iterable[Frame]) -> str:

@@ -7,6 +7,7 @@ import os
 
 import click
 
+from paste_agent.cli.style import console_of, stack_lines
 from paste_agent.cli.target import target_of
 from paste_agent.errors import StoreError
 from paste_agent.postmortem import Postmortem, describe, of_summary, short_id
@@ -42,7 +43,9 @@ def command(words: tuple[str, ...], service: str | None, as_json: bool) -> None:
     elif row is None:
         click.echo("No worker has died.")
     else:
-        click.echo(f"{rfc3339(row.at)}  {describe(account := _account(row), account.requests)}")
+        console, account = console_of(), _account(row)
+        for line in stack_lines(f"{rfc3339(row.at)}  {describe(account, account.requests)}", account.own_files):
+            console.print(line, soft_wrap=True)
         if others and name is None:
             click.echo("\nEarlier:")
             for one in others[:_LISTED]:

@@ -163,7 +163,7 @@ def _postmortems(postmortems: Sequence[dict[str, Any]]) -> Table:
         what = Text("nothing", style="dim")
         for lost in found["requests"][:1]:
             what = Text(printable(f"{lost['method'] or 'task'} {lost['path']}  {duration(lost['age_s'])}"))
-            frame = application_frame(parse(lost["stack"]))
+            frame = application_frame(parse(lost["stack"]), found.get("own_files"))
             where = "" if frame is None else f"{os.path.basename(frame.file)}:{frame.line} in {frame.function}"
             for more in (lost["span"], where):
                 if more:

@@ -14,6 +14,7 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
+from paste_agent.stacks import marked
 from paste_agent.wording import LABELS as LABELS
 from paste_agent.wording import OWN as OWN
 from paste_agent.wording import duration as duration
@@ -72,6 +73,23 @@ class SharesBar:
 
     def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
         return Measurement(self.width, self.width)
+
+
+def stack_lines(text: str, own: object, beside: str = "") -> Iterator[Text]:
+    """The lines of a text with stacks in it. Where it is known which frames are the application's own, these stand out,
+    without colour by a mark before them.
+
+    own: see `stacks.marked`. beside: style of what is no frame.
+    """
+    lines = list(marked(text, own))
+    known = any(is_own for _, is_own in lines)
+    for line, is_own in lines:
+        shown, is_frame = printable(line, 1024).rstrip(), line.lstrip().startswith("File ")
+        if is_own and is_frame and shown.startswith("  "):
+            indent = len(shown) - len(shown.lstrip())
+            shown = f"{shown[: indent - 2]}> {shown[indent:]}"
+        plain = "" if is_frame and not known else "dim"
+        yield Text(shown, style=beside if is_own is None else "bold" if is_own else plain)
 
 
 def table_of(title: str) -> Table:

@@ -20,7 +20,7 @@ from paste_agent.store import lookup
 from paste_agent.store.inside_summary import dicts, number
 from paste_agent.store.store import READ_ERRORS, Store
 from paste_agent.store.summary import probability_of, rfc3339, trace_name
-from paste_agent.store.trace_tree import all_of, trees
+from paste_agent.store.trace_tree import all_of, error_of, trees
 
 _DEFAULT = "production.ini"
 #: A shorter beginning is no id but a typing error.
@@ -97,8 +97,9 @@ def as_object(rows: Sequence[TraceRow], service: str) -> dict[str, Any]:
     (None: nobody called), `parent_known` (whether the caller is in this trace), `name`, `start`, `duration_s`,
     `own_s` (not in any span), `status`, `failed`, `error_type`, `why_kept`, `probability`, `attributes`, `parts` (s by
     name), `errors` (`type`, `place`, `expected`), `findings` (`kind`, `text`, `count`, `duration_s`, `code`),
-    `exception` and `postmortem` (None: none), and `spans`: `id`, `parent` (id of a span; None: the transaction),
-    `category`, `name`, `start_s` (from the transaction's), `duration_s`, `own_s`, `error` and `attributes`.
+    `exception` and `postmortem` (None: none), `own_files` (of their stacks, those of the application itself), and
+    `spans`: `id`, `parent` (id of a span; None: the transaction), `category`, `name`, `start_s` (from the
+    transaction's), `duration_s`, `own_s`, `error` and `attributes`.
     """
     nodes = {id(node.row): node for node in all_of(trees(rows, fold=False)) if node.row is not None}
     return {
@@ -132,6 +133,7 @@ def _transaction(row: TraceRow, own_ns: int, parent_known: bool) -> dict[str, An
         ],
         "exception": _object(detail.get("exception")),
         "postmortem": _object(detail.get("postmortem")),
+        "own_files": detail.get("own_files") or [],
         "spans": list(_spans(detail)),
     }
 
@@ -146,7 +148,7 @@ def _spans(detail: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             "start_s": _s(one, "start"),
             "duration_s": _s(one, "duration"),
             "own_s": _s(one, "own"),
-            "error": one.get("error"),
+            "error": error_of(one),
             "attributes": _object(one.get("attributes")) or {},
         }
 

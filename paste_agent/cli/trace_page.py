@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from rich.text import Text
 
-from paste_agent.cli.style import COLOURS, OWN, duration, one_line, place_text, printable
+from paste_agent.cli.style import COLOURS, OWN, duration, one_line, place_text, printable, stack_lines
 from paste_agent.cli.tables import shares_text
 from paste_agent.kept import TraceRow
 from paste_agent.recorder.layout import WHY_KEPT
@@ -234,16 +234,17 @@ def _about(node: Node, columns: Columns, alone: bool) -> Iterator[Text]:
         value.truncate(max(8, columns.whole - line.cell_len), overflow="ellipsis")
         yield line.append_text(value)
     yield from _findings(detail, columns.whole)
-    yield from _exception(detail, columns.whole)
+    own = detail.get("own_files")
+    yield from _exception(detail, columns.whole, own)
     found = _object(detail, "attributes")
     stack = found.get("code.stacktrace")
     if stack:
         age = found.get("paste_agent.stack.age")
         when = f" after {duration(age)}" if isinstance(age, (int, float)) else ""
-        yield from _block(f"Where it was{when}", stack)
+        yield from _block(f"Where it was{when}", stack, own)
     postmortem = _object(detail, "postmortem")
     if postmortem.get("text"):
-        yield from _block("Its worker died over it", postmortem["text"])
+        yield from _block("Its worker died over it", postmortem["text"], own)
 
 
 def _facts(row: TraceRow, detail: Mapping[str, Any], parent: Node | None) -> Iterator[tuple[str, Text]]:
@@ -310,20 +311,20 @@ def _findings(detail: Mapping[str, Any], width: int) -> Iterator[Text]:
         yield line
 
 
-def _exception(detail: Mapping[str, Any], width: int) -> Iterator[Text]:
+def _exception(detail: Mapping[str, Any], width: int, own: object) -> Iterator[Text]:
     exception = _object(detail, "exception")
     if exception:
         message = exception.get("message")
         text = f"{exception.get('type')}: {message}" if message else f"{exception.get('type')}"
-        yield from _block(one_line(text, 4 * width), exception.get("stacktrace"), style="red")
+        yield from _block(one_line(text, 4 * width), exception.get("stacktrace"), own, style="red")
 
 
-def _block(title: str, text: object, style: str = "bold") -> Iterator[Text]:
+def _block(title: str, text: object, own: object, style: str = "bold") -> Iterator[Text]:
     """Text of many lines below its title. The lines are left as long as they are: a path that is cut leads nowhere."""
     yield Text()
     yield Text(f"  {printable(title, 1024)}", style=style)
-    for line in str(text or "").splitlines():
-        yield Text(f"    {printable(line, 1024)}".rstrip(), style="" if line.lstrip().startswith("File ") else "dim")
+    for line in stack_lines(str(text or ""), own, beside="dim"):
+        yield Text("    ").append_text(line) if line.plain else line
 
 
 def _object(detail: Mapping[str, Any], name: str) -> Mapping[str, Any]:

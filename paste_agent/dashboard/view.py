@@ -10,6 +10,7 @@ from paste_agent.dashboard.charts import Mark, clock_text
 from paste_agent.dashboard.html import Child, Markup, join, prose, tag
 from paste_agent.dashboard.query import RANGES, Query, Span, url_of
 from paste_agent.settings import Settings
+from paste_agent.stacks import marked
 from paste_agent.store import deployments, history
 from paste_agent.store.inside_summary import rfc3339
 from paste_agent.store.store import SeriesTotal, Store
@@ -178,8 +179,24 @@ def _css(column: Column) -> str | None:
     return " ".join(word for word in ("n" if column.numeric else "", column.css) if word) or None
 
 
-def code_block(title: Child, content: str, css: str = "") -> Markup:
-    return tag("div", tag("h3", title), tag("pre", content, tabindex="0"), class_=f"block {css}".strip())
+def code_block(title: Child, content: str, css: str = "", own: object = None) -> Markup:
+    """own: files of the application's own, whose frames are marked in the stacks that there are in it."""
+    return tag("div", tag("h3", title), stack_text(content, own), class_=f"block {css}".strip())
+
+
+def stack_text(content: str, own: object) -> Markup:
+    """Text as it is, with frames of the application marked where it is known which ones are."""
+    lines = list(marked(content, own))
+    if any(is_own for _, is_own in lines):
+        return tag("pre", join((_line_of_stack(*line) for line in lines), "\n"), tabindex="0")
+    return tag("pre", content, tabindex="0")
+
+
+def _line_of_stack(line: str, is_own: bool | None) -> Child:
+    if is_own is None:
+        return line
+    text = line.lstrip()
+    return join((line[: -len(text)], tag("mark", text) if is_own else tag("span", text, class_="dim")))
 
 
 def route_name(attributes: Mapping[str, Any]) -> str:

@@ -463,22 +463,30 @@ def _connecting(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _connect_ahead(original: Callable[..., Any], self: Any) -> Any:
-    """Connect for no request in particular: a span, and where it fails a call that has failed.
+    """Connect for no request in particular: a span, and where a tunnel was asked for in vain a call that has failed.
 
-    The request of it, if it is for a tunnel, is the only one whose method is known.
+    Without a tunnel nothing was asked: there is no method, and no request that would count.
     """
     target = target_of(self, "")
-    method = "CONNECT" if getattr(self, "_tunnel_host", None) else "connect"
-    span = begin(CALL, text_of(method, target))
+    name = "CONNECT" if getattr(self, "_tunnel_host", None) else "connect"
+    span = begin(CALL, text_of(name, target))
     if span is None:
         return original(self)
     try:
         result = original(self)
     except BaseException as error:
-        end_call(span, method, target, None, type_name(error), None)
+        if name == "CONNECT":
+            end_call(span, name, target, None, type_name(error), None)
+        else:
+            end(span, name, None, type_name(error), (_server_of, target))
         raise
-    end(span, method)
+    end(span, name)
     return result
+
+
+def _server_of(target: Target) -> dict[str, object]:
+    server = {"server.address": target.address, "server.port": target.port}
+    return {name: value for name, value in server.items() if value is not None}
 
 
 class _Known:

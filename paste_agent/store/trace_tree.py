@@ -136,10 +136,19 @@ def _span_of(fields: Mapping[str, Any], transaction: Node) -> Node:
     )
     node.own_ns = max(0, number(fields.get("own", duration_ns)))
     node.transaction = transaction
-    node.error = str(fields["error"]) if fields.get("error") is not None else None
     attributes = fields.get("attributes")
     node.attributes = attributes if isinstance(attributes, dict) else {}
+    error = error_of(fields)
+    node.error = None if error is None else str(error)
     return node
+
+
+def error_of(fields: Mapping[str, Any]) -> object:
+    """What a span of the store has failed with, None: it has not. As on the wire, what it says of itself goes first."""
+    error, attributes = fields.get("error"), fields.get("attributes")
+    if error is None or not isinstance(attributes, dict):
+        return error
+    return attributes.get("error.type", error)
 
 
 def _break_circles(nodes: Iterable[Node]) -> None:

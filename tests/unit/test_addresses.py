@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from paste_agent.addresses import bare
+from paste_agent.addresses import bare, bare_within
 
 
 @pytest.mark.parametrize(
@@ -26,3 +26,20 @@ from paste_agent.addresses import bare
 )
 def test_neither_user_nor_query(address: str, shown: str) -> None:
     assert bare(address) == shown
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("amqp://user:s3cret@mq.example//", "amqp://mq.example//"),
+        ("GET http://user:s3 cret@shop.example/x?key=s3cret HTTP/1.1", "GET http://shop.example/x"),
+        ("redis://:s3://cret@[::1]:6379/0", "redis://[::1]:6379/0"),
+        ("http://shop.example/a, then amqp://user:s3cret@mq.example", "http://shop.example/a, then amqp://mq.example"),
+        ("jdbc:postgresql://user:s3cret@db.example/shop?password=s3cret", "jdbc:postgresql://db.example/shop"),
+        ("who? user@shop.example", "who? user@shop.example"),
+        ("://", "://"),
+        ("", ""),
+    ],
+)
+def test_addresses_in_a_text(text: str, shown: str) -> None:
+    assert bare_within(text) == shown

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ from paste_agent.aggregate import (
     Total,
 )
 from paste_agent.recorder import layout
-from paste_agent.store.store import Store
+from paste_agent.store.store import PostmortemRow, Store
 from tests import commands
 from tests.commands import NOW, PIPELINE, Run, count, delta_of, filled, ini_of, refused, shell, trace_of
 from tests.recorders import die, open_recorder, run_script, serve, settings_of
@@ -265,6 +266,20 @@ def test_what_cannot_be_reported_is_one_line(run: Run, tmp_path: Path, make: Cal
     path = make(tmp_path)
     refused(run("report", path), word)
     refused(run("report", "--json", path), word)
+
+
+def test_the_application_s_frames_of_a_lost_request_are_those_that_its_process_named(run: Run, store: Store) -> None:
+    stack = '  File "/venv/shop/views.py", line 3, in order\n    wait()\n  File "/srv/lib.py", line 7, in wait\n'
+    lost = {"requests": [{"method": "GET", "path": "/slow", "stack": stack, "age_s": 3.0, "span": ""}]}
+    account = PostmortemRow("7-aa", NOW - 60.0, "timeout", {**lost, "own_files": ["/venv/shop/views.py"]})
+    store.commit_drain(Delta(), [], {}, 100, [account])
+    assert "views.py:3" in run("report", store.path).output
+    shown = run("postmortem", store.path).output
+    assert '\n  > File "/venv/shop/views.py", line 3, in order\n      wait()\n    File "/srv/lib.py", line 7' in shown
+    # As an earlier version has written it.
+    store.commit_drain(Delta(), [], {}, 100, [replace(account, summary=lost)])
+    assert '\n    File "/venv/shop/views.py", line 3, in order\n' in run("postmortem", store.path).output
+    assert run("report", store.path).status == 0
 
 
 def test_nothing_that_a_terminal_obeys_is_printed(run: Run, store: Store, tmp_path: Path) -> None:

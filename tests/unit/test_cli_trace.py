@@ -274,7 +274,8 @@ def test_what_a_service_did_is_printed(run: Run, served: str) -> None:
 
 TRANSACTION = {
     "span_id", "parent_id", "parent_known", "name", "start", "duration_s", "own_s", "status", "failed", "error_type",
-    "why_kept", "probability", "attributes", "parts", "errors", "findings", "exception", "postmortem", "spans",
+    "why_kept", "probability", "attributes", "parts", "errors", "findings", "exception", "postmortem", "own_files",
+    "spans",
 }  # fmt: skip
 SPAN = {"id", "parent", "category", "name", "start_s", "duration_s", "own_s", "error", "attributes"}
 

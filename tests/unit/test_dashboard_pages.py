@@ -15,13 +15,14 @@ import pytest
 
 from paste_agent.aggregate import (
     REQUEST_DURATION,
+    Delta,
     canonical,
 )
 from paste_agent.dashboard import site as module
 from paste_agent.recorder import layout
 from paste_agent.settings import SIGNALS
 from paste_agent.store import schema
-from paste_agent.store.store import Store
+from paste_agent.store.store import PostmortemRow, Store
 from tests.commands import count, filled
 from tests.dashboard_data import NOW, SLOT, TRACE, fill, trace_row
 from tests.dashboards import PAGES, Browser, Page, dashboard_of, sound
@@ -183,6 +184,20 @@ def test_one_trace_from_within(store: Store) -> None:
     (whole,) = [link for link in page.links() if "all=1" in link]
     assert len(site.get(whole).all("svg", "timeline")) == 10
     assert site.get(trace[:-4]).all("h1")[0].text == page.all("h1")[0].text  # a beginning is enough
+
+
+def test_frames_of_the_application_are_marked(store: Store) -> None:
+    stack = '  File "/shop/<views>.py", line 3, in order\n    wait()\n  File "/lib/time.py", line 7, in wait\n    s()\n'
+    own = ["/shop/<views>.py"]
+    store.add_traces([trace_row(1, exception={"type": "E", "stacktrace": stack}, own_files=own)], NOW)
+    summary = {"requests": [{"method": "GET", "path": "/slow", "stack": stack}], "own_files": own}
+    store.commit_drain(Delta(), [], {}, 100, [PostmortemRow("7-aa", NOW - 60, "timeout", summary)])
+    site = Browser(dashboard_of(store.path))
+    for path in (f"/trace/{TRACE[:30]}01", "/postmortem/7-aa"):
+        page = site.get(path)
+        assert [one.text for one in page.all("mark")] == ['File "/shop/<views>.py", line 3, in order', "wait()"]
+        assert stack.rstrip() in [one.text for one in page.all("pre")]
+    assert "/shop/<views>.py:3 in order" in site.get("/workers").text
 
 
 def test_deployments_are_marked_on_every_chart(site: Browser) -> None:

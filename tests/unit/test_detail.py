@@ -269,3 +269,16 @@ def test_an_exception_is_part_of_the_row() -> None:
     exception: Any = row.detail["exception"]
     assert (exception["type"], exception["message"]) == ("ValueError", "broke")
     assert exception["stacktrace"] == stacktrace(error)
+
+
+def test_files_of_the_application_s_own_stand_beside_its_stacks() -> None:
+    stack = f'  File "{__file__}", line 1, in view\n  File "{json.__file__}", line 2, in load\n'
+    row = trace_row(kept(error=failure(), stack=(2000, '  File "/srv/shop.py", line 1, in f')), {}, 0, Rules())
+    assert row.detail is not None
+    assert row.detail["own_files"] == ["/srv/shop.py", __file__]
+    slow = trace_row(kept(stack=(2000, stack)), {}, 0, Rules()).detail
+    assert slow is not None
+    assert slow["own_files"] == [__file__]
+    hidden = trace_row(kept(stack=(2000, stack)), {}, 0, Rules(exclude=("code.*",))).detail
+    assert hidden is not None
+    assert "own_files" not in hidden

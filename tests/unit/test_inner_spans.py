@@ -283,6 +283,19 @@ def test_high_security_leaves_out_what_the_application_says() -> None:
     assert {"code.function.name", "url.full", "url.path"} <= found
 
 
+@pytest.mark.parametrize("secure", [False, True])
+def test_what_a_span_is_given_is_the_application_s_by_whatever_name(tmp_path: Path, secure: bool) -> None:
+    def run() -> None:
+        with span("pay") as paying:
+            paying.set("code.reviewer", "bob")
+
+    recorder = open_recorder(tmp_path)
+    inside = inside_of(*spans_within(recorder, run))
+    die(recorder)
+    found = detail_of(kept(inside), Rules(own_attributes=not secure))
+    assert ("bob" in json.dumps(found["spans"])) != secure
+
+
 def test_rules_are_those_of_the_settings() -> None:
     keys = {
         "record_query": "true",

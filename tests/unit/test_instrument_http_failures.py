@@ -23,6 +23,7 @@ import urllib3.connectionpool
 from paste_agent import lifecycle
 from paste_agent import span as public_span
 from paste_agent.inside import CALL
+from paste_agent.recorder import layout
 from paste_agent.recorder.writer import Recorder
 from paste_agent.spans import Span
 from paste_agent.transaction import Transaction, current
@@ -57,6 +58,19 @@ def test_who_is_not_there_is_a_failure(recorder: Recorder, installed: None, get:
     assert all(span.failed in ("ConnectionRefusedError", "urllib3.exceptions.NewConnectionError") for span in found)
     assert all((span.attributes or {})["url.full"] == f"http://127.0.0.1:{port}/a" for span in found)
     assert len(found) == (4 if get is by_urllib3 else 1)  # the pool tries three times more
+
+
+def test_connecting_ahead_in_vain_is_no_request_that_failed(recorder: Recorder, installed: None) -> None:
+    port = refusing_port()
+
+    def run() -> None:
+        with pytest.raises(ConnectionRefusedError):
+            http.client.HTTPConnection("127.0.0.1", port).connect()
+
+    (span,) = spans_within(recorder, run)
+    assert seen(span) == (CALL, "connect", "ConnectionRefusedError")
+    assert span.attributes == {"server.address": "127.0.0.1", "server.port": port}
+    assert not [fields for kind, fields in recorder._by_number.values() if kind == layout.KIND_CALL]
 
 
 @pytest.mark.parametrize("get", [by_urllib3, by_requests])

@@ -14,18 +14,22 @@ from typing import Any
 
 import pytest
 from opentelemetry import context, propagate, trace
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.trace import SpanKind, Status, StatusCode
 
 import paste_agent
 from paste_agent import otel, trace_ids
 from paste_agent.detail import Rules, trace_row
 from paste_agent.error_rules import ErrorRules
+from paste_agent.exporters.otlp_encode import encode_traces
 from paste_agent.filter import AgentFilter
 from paste_agent.inside import FUNCTION, MAX_ATTRIBUTES, MESSAGE, FinishedSpan
 from paste_agent.recorder.reader import Reader
 from paste_agent.recorder.writer import Recorder
 from paste_agent.spans import begin, end
+from paste_agent.store.trace_tree import all_of, trees
 from paste_agent.transaction import current
+from tests.receiver import attributes_of
 from tests.recorders import _Serving, die, environ_of, open_recorder, serve, spans_within
 from tests.telemetry_api import (  # noqa: F401
     PARENT_ID,
@@ -291,12 +295,10 @@ def test_statuses(recorder: Recorder) -> None:
             with tracer.start_as_current_span(name) as span:
                 for status in statuses:
                     span.set_status(status)
-        with tracer.start_as_current_span("typed", attributes={"error.type": "timeout"}) as span:
-            span.set_status(StatusCode.ERROR, "s3cret")
 
     found = spans_within(recorder, run)
     assert {span.name: span.failed for span in found} == {
-        "_OTHER": "_OTHER", "unset": None, "ok": None, "error": "_OTHER", "nonsense": None, "typed": "timeout",
+        "_OTHER": "_OTHER", "unset": None, "ok": None, "error": "_OTHER", "nonsense": None,
     }  # fmt: skip
     assert "s3cret" not in repr(found)
 
@@ -364,12 +366,29 @@ def test_statements_and_queries_are_left_out(recorder: Recorder) -> None:
         "http.target": "/x?key=s3cret",
         "url.full": "https://user:s3cret@shop.example:8443/items?key=s3cret#s3cret",
         "http.url": "http://shop.example?key=s3cret",
+        "messaging.url": "amqp://user:s3cret@mq.example/",
+        "peer.address": "user:s3cret@mq.example",
+        "app.asked": "GET http://user:s3cret@shop.example/?key=s3cret",
+        "app.brokers": ["amqp://user:s3cret@one", "amqp://user:s3cret@two"],
+        "app.long": "amqp://user:" + 500 * "s3cret" + "@mq.example",
+        "rpc.grpc.request.metadata.authorization": ["s3cret"],
+        "rpc.connect_rpc.response.metadata.x": "s3cret",
+        "rpc.request.metadata.x": "s3cret",
+        "graphql.document": "{ card(number: s3cret) }",
+        "graphql.param.card": "s3cret",
+        "exception.message": "s3cret",
+        "exception.stacktrace": "s3cret",
         "db.operation": "search",
     }
     span = only(spans_within(recorder, lambda: tracer.start_span("search", attributes=said).end()))
     assert span.attributes == {
         "url.full": "https://shop.example:8443/items",
         "http.url": "http://shop.example",
+        "messaging.url": "amqp://mq.example/",
+        "peer.address": "mq.example",
+        "app.asked": "GET http://shop.example/",
+        "app.brokers": "amqp://one, amqp://two",
+        "app.long": "amqp://mq.example",
         "db.operation": "search",
     }
 
@@ -400,6 +419,32 @@ def test_settings_of_attributes_hold(recorder: Recorder, rules: Rules, left: set
     assert [set(span["attributes"]) for span in detail["spans"]] == [left, left]
     assert set(attributes) & set(detail["attributes"]) == left
     assert all("said" not in span for span in detail["spans"])
+
+
+@pytest.mark.parametrize(
+    ("rules", "own", "raising"),
+    [(Rules(), "timeout of bob", "timeout of bob"), (Rules(own_attributes=False), "_OTHER", "KeyError")],
+)
+def test_an_error_type_of_the_application_s_own_is_an_attribute(
+    recorder: Recorder, rules: Rules, own: str, raising: str
+) -> None:
+    said = {"error.type": "timeout of bob"}
+
+    def run() -> None:
+        with tracer.start_as_current_span("own", attributes=said) as span:
+            span.set_status(StatusCode.ERROR)
+        with pytest.raises(KeyError), tracer.start_as_current_span("raising", attributes=said):
+            raise KeyError("x")
+
+    serve(recorder, meanwhile=run)
+    row = trace_row(recorder.kept.pop(), {}, 0, rules)
+    sent = encode_traces({}, [row])
+    assert sent is not None
+    ((inner,),) = [one.scope_spans for one in ExportTraceServiceRequest.FromString(sent.data).resource_spans]
+    on_the_wire = {span.name: attributes_of(span.attributes).get("error.type") for span in inner.spans}
+    shown = {node.name: node.error for node in all_of(trees([row])) if node.row is None}
+    assert shown == {"own": own, "raising": raising}
+    assert {name: on_the_wire[name] for name in shown} == shown
 
 
 def test_what_libraries_read_that_take_them_for_the_sdk_s(recorder: Recorder) -> None:

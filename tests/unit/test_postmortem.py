@@ -23,6 +23,7 @@ from paste_agent.postmortem import (
     Evidence,
     describe,
     examine,
+    of_summary,
     short_id,
     trace_rows,
 )
@@ -281,6 +282,18 @@ def test_where_the_signal_arrived_is_told_when_nothing_else_tells_where_it_was()
     view = {7: [Frame("/no/app.py", 9, "view")]}
     assert examine(evidence(YOUNG, crash=Crash("Segmentation fault", {**tick, **view}, 7)), OFFSET_NS).stack == ""
     assert examine(evidence(YOUNG, crash=Crash("Segmentation fault", {**tick, **view}, 9)), OFFSET_NS).stack == ""
+
+
+def test_files_of_the_application_s_own_are_told() -> None:
+    libraries = f'  File "{pytest.__file__}", line 1, in g\n'
+    account = examine(evidence(request(stack=f'  File "/srv/app.py", line 7, in view\n{libraries}')), OFFSET_NS)
+    assert account.own_files == account.summary()["own_files"] == ["/srv/app.py"]
+    (row,) = trace_rows(account, evidence(request()), OFFSET_NS)
+    assert row.detail is not None
+    assert row.detail["own_files"] == ["/srv/app.py"]
+    tick = Crash("Aborted", {9: [Frame("/srv/timer.py", 3, "tick")]}, 9)
+    assert examine(evidence(YOUNG, crash=tick), OFFSET_NS).own_files == ["/srv/timer.py"]
+    assert of_summary("7-a", 0.0, "signal", {"stack": "as an older one has it"}).own_files == []
 
 
 # -- the account for people ----------------------------------------------------------------------------------------

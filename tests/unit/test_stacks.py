@@ -15,9 +15,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from paste_agent import stacks
+from paste_agent import raised, stacks
 from paste_agent.raised import Frame
-from paste_agent.stacks import Crash, parse, parse_crash, render, without_server
+from paste_agent.stacks import Crash, application_frame, marked, own_files, parse, parse_crash, render, without_server
 
 bounded = settings(max_examples=200, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
 
@@ -118,6 +118,54 @@ def test_a_report_that_was_cut_gives_what_it_has(length: int) -> None:
     assert whole.error.startswith(found.error)
     assert set(found.threads) <= set(whole.threads)
     assert found.current in (0, whole.current)
+
+
+# -- whose frames they are -----------------------------------------------------------------------------------------
+
+CAUSE = f"""Traceback (most recent call last):
+  File "/srv/shop.py", line 3, in order
+    wait()
+  File "{pytest.__file__}", line 7, in wait
+    sleep()
+  File "<string>", line 1, in sleep
+OSError: it is
+  not there
+
+The above exception was the direct cause of the following exception:
+
+Traceback (most recent call last):
+  File "/srv/views.py", line 9, in view
+ValueError
+"""
+
+
+def test_frames_of_the_application_are_told_from_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert own_files(CAUSE, '    File "/srv/shop.py", line 4 in other\n') == ["/srv/shop.py", "/srv/views.py"]
+    assert own_files("", f'File "{linecache.__file__}", line 1, in f') == []
+    # A service may be installed beside them.
+    monkeypatch.setattr(raised, "_claimed", (os.path.dirname(pytest.__file__) + os.sep,))
+    assert own_files(CAUSE) == ["/srv/shop.py", pytest.__file__, "/srv/views.py"]
+
+
+def test_frames_are_marked_with_their_lines_of_source() -> None:
+    found = list(marked(CAUSE, ["/srv/shop.py", "/srv/views.py"]))
+    assert [line for line, _ in found] == CAUSE.splitlines()
+    assert [line.strip() for line, is_own in found if is_own] == [
+        'File "/srv/shop.py", line 3, in order', "wait()", 'File "/srv/views.py", line 9, in view',
+    ]  # fmt: skip
+    assert [line.strip() for line, is_own in found if is_own is False] == [
+        f'File "{pytest.__file__}", line 7, in wait', "sleep()", 'File "<string>", line 1, in sleep',
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("own", [None, [], "/srv/shop.py", {"/srv/shop.py": 1}, [["/srv/shop.py"], 7]])
+def test_what_is_no_list_of_files_marks_nothing(own: object) -> None:
+    assert not any(is_own for _, is_own in marked(CAUSE, own))
+    assert application_frame(parse(CAUSE), own) == Frame("/srv/views.py", 9, "view")
+
+
+def test_the_application_s_frame_is_the_one_that_its_process_took_for_it() -> None:
+    assert application_frame(parse(CAUSE), [pytest.__file__]) == Frame(pytest.__file__, 7, "wait")
 
 
 # -- bounds, and what is noise -------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from textwrap import indent
 from typing import Any
 
 import pytest
@@ -298,6 +299,31 @@ def test_a_transaction_tells_all_that_is_known_of_it() -> None:
         "      - by SIGKILL",
     ):
         assert f"\n{line}" in text
+
+
+def test_frames_of_the_application_stand_out() -> None:
+    theirs = f'File "{pytest.__file__}", line 7, in wait'
+    stack = f'  File "/shop/views.py", line 3, in order\n    wait()\n  {theirs}\n    sleep()\n'
+    stacks = {
+        "exception": {"type": "KeyError", "stacktrace": f"Traceback:\n{stack}KeyError\n"},
+        "postmortem": {"text": f"worker 1 was lost\n{indent(stack, '  ')}"},
+        "attributes": {"code.stacktrace": stack},
+    }
+    lines = list(lines_of([row_of(**stacks, own_files=["/shop/views.py"])], 80))
+    text = "\n".join(line.plain for line in lines)
+    assert text.count('\n    > File "/shop/views.py", line 3, in order\n        wait()\n') == 2
+    assert text.count('\n      > File "/shop/views.py", line 3, in order\n          wait()\n') == 1
+    assert text.count(f"  {theirs}\n") == 3
+    console = Console()
+    styles = {
+        line.plain.strip(): line.get_style_at_offset(console, len(line.plain) - 1) for line in lines if line.plain
+    }
+    assert styles["wait()"].bold
+    assert styles["sleep()"].dim
+    assert styles[theirs].dim
+    # A store of an earlier version has no such field.
+    assert 'File "/shop' in (plain := "\n".join(page(row_of(**stacks))))
+    assert "> File" not in plain
 
 
 @pytest.mark.parametrize("width", WIDTHS)

@@ -313,19 +313,21 @@ def _about(view: View, node: Node) -> Markup:
     findings = [_finding(one) for one in dicts(detail.get("findings"))]
     if findings:
         body.append(tag("div", tag("h3", "Queries worth a look"), tag("ul", findings), class_="block"))
-    exception = _object(detail, "exception")
+    own, exception = detail.get("own_files"), _object(detail, "exception")
     if exception:
         message = exception.get("message")
         title = f"{exception.get('type')}: {message}" if message else str(exception.get("type"))
-        body.append(code_block(one_line(title, 1000), str(exception.get("stacktrace") or "")[:_MOST_TEXT], "bad-block"))
+        body.append(
+            code_block(one_line(title, 1000), str(exception.get("stacktrace") or "")[:_MOST_TEXT], "bad-block", own)
+        )
     stack = found.get("code.stacktrace")
     if stack:
         age = found.get("paste_agent.stack.age")
         when = f" after {duration(age)}" if isinstance(age, (int, float)) else ""
-        body.append(code_block(f"Where it was{when}", str(stack)[:_MOST_TEXT]))
+        body.append(code_block(f"Where it was{when}", str(stack)[:_MOST_TEXT], own=own))
     postmortem = _object(detail, "postmortem")
     if postmortem.get("text"):
-        body.append(code_block("Its worker died over it", str(postmortem["text"])[:_MOST_TEXT], "bad-block"))
+        body.append(code_block("Its worker died over it", str(postmortem["text"])[:_MOST_TEXT], "bad-block", own))
         if isinstance(postmortem.get("id"), str):
             body.append(tag("p", tag("a", "The post-mortem", href=view.link(f"/postmortem/{_path(postmortem['id'])}"))))
     return section(one_line(node.name, 160), *body)

@@ -18,6 +18,7 @@ from paste_agent.dashboard.view import (
     empty,
     figures,
     section,
+    stack_text,
     table,
     time_tag,
 )
@@ -183,7 +184,7 @@ def _lost(view: View, lost: Sequence[PostmortemRow]) -> Markup:
             tag("a", short_id(row.id), href=view.link(f"/postmortem/{row.id}"), class_="mono"),
             time_tag(row.at, "day-clock"),
             tag("span", one_line(row.reason.replace("_", " "), 40), class_="bad"),
-            join((one_line(account.headline, 160), _oldest(account.requests))),
+            join((one_line(account.headline, 160), _oldest(account.requests, account.own_files))),
             str(account.worker or "–"), age_text(account.uptime_s), f"{account.requests_served:,}",
             bytes_text(account.memory_bytes),
         ])  # fmt: skip
@@ -195,12 +196,12 @@ def _lost(view: View, lost: Sequence[PostmortemRow]) -> Markup:
     return section("Lost", table("Workers that died", columns, cells))
 
 
-def _oldest(requests: Sequence[Lost]) -> Child:
+def _oldest(requests: Sequence[Lost], own_files: object) -> Child:
     """The request that it had longest, and where that was."""
     if not requests:
         return tag("small", "nothing was in flight", class_="dim below")
     first = requests[0]
-    frame = application_frame(parse(first.stack))
+    frame = application_frame(parse(first.stack), own_files)
     where = "" if frame is None else f", at {frame.file}:{frame.line} in {frame.function}"
     text = f"{first.method or 'task'} {first.path} in flight for {duration(first.age_s)}{where}"
     return tag("small", one_line(text, 300), class_="below")
@@ -252,7 +253,7 @@ def postmortem(view: View, name: str) -> Page:
         _in_flight(view, account),
     ]  # fmt: skip
     if account.stack:
-        body.append(code_block("The signal arrived at", account.stack))
+        body.append(code_block("The signal arrived at", account.stack, own=account.own_files))
     return Page("Post-mortem", join(body), "/workers", subtitle=join((back, " · ", tag("span", row.id, class_="mono"))))
 
 
@@ -275,7 +276,7 @@ def _in_flight(view: View, account: Postmortem) -> Markup:
             tag(
                 "div", tag("h3", one_line(what, 300)),
                 tag("dl", [tag("div", tag("dt", key), tag("dd", value)) for key, value in facts], class_="facts"),
-                tag("pre", lost.stack, tabindex="0")
+                stack_text(lost.stack, account.own_files)
                 if lost.stack
                 else tag("p", "No stack was taken: it was too young.", class_="dim"),
                 class_="block",
