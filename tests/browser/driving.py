@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from selenium.common.exceptions import NoSuchElementException, StaleElementReferenceException
 from selenium.webdriver import Chrome, ChromeOptions, ChromeService
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
@@ -69,11 +70,19 @@ class Browser:
         self.driver.get(url)
 
     def click(self, css: str) -> None:
-        """Click, and wait for the page that it leads to, if it leads to one."""
+        """Click. A page that it leads to is waited for by `until`."""
         self.find(css).click()
 
     def until(self, condition: Callable[[], object], what: str) -> None:
-        wait_for(condition, what, PATIENCE_S, poll_s=0.05)
+        """Wait until a condition holds, which may meet a page that is being replaced."""
+
+        def holds() -> object:
+            try:
+                return condition()
+            except (StaleElementReferenceException, NoSuchElementException):
+                return None
+
+        wait_for(holds, what, PATIENCE_S, poll_s=0.05)
 
     # -- what is there ---------------------------------------------------------------------------------------------
 

@@ -142,8 +142,8 @@ def test_every_page_without_script(browser: Browser, site: Site, enter: Callable
             field.clear()
             field.send_keys(value)
         browser.click("details.custom button")
-        assert "from=2026-03-01T09" in browser.url
-        assert "09:30" in browser.text
+        browser.until(lambda: "from=2026-03-01T09" in browser.url, "the page of these times")
+        browser.until(lambda: "09:30" in browser.text, "its content")
     assert browser.console() == []
 
 
