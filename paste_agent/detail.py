@@ -109,6 +109,10 @@ def _add_inside(
             del own[name]
     if spans:
         detail["spans"] = spans
+    left = getattr(inside, "left_out", None)
+    if left is not None and left.count:
+        found["paste_agent.spans.dropped"] = left.count
+        detail["dropped_ns"] = left.top_ns
     findings = inner_spans.findings_of(
         inside, rules.repeated, rules.slow_query_ns, texts=not matches("db.query.text", rules.exclude)
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from paste_agent.inside import CACHE, CALL, DATABASE, FUNCTION, MESSAGE, TEMPLATE, FinishedSpan, Inside
+from paste_agent.inside import CACHE, CALL, DATABASE, FUNCTION, MESSAGE, TEMPLATE, FinishedSpan, Inside, is_fetch
 from paste_agent.said import Said
 
 #: Of a span's attributes: characters of one value, and how many there may be.
@@ -89,17 +89,17 @@ def findings_of(inside: Inside, repeated: int, slow_query_ns: int, *, texts: boo
     groups: dict[tuple[int, str], list[FinishedSpan]] = {}
     found: list[dict[str, Any]] = []
     for span in map(FinishedSpan.of, list(inside.finished)):
-        # Fetching what a statement has found is not to execute it again.
-        if span.category == DATABASE and not span.name.startswith("fetch "):
+        if span.category == DATABASE and not is_fetch(span.name):
             text = str((span.attributes or {}).get("db.query.text") or span.name)
             groups.setdefault((span.parent, text), []).append(span)
             if span.duration_ns > slow_query_ns:
                 found.append(_finding("slow", text if texts else span.name, [span]))
-    found.extend(
-        _finding("repeated", text if texts else spans[0].name, spans)
-        for (_, text), spans in groups.items()
-        if len(spans) >= repeated
-    )
+    left = getattr(inside, "left_out", None)
+    for (parent, text), spans in groups.items():
+        more, more_ns = left.queries.get((parent, text), (0, 0)) if left is not None else (0, 0)
+        if len(spans) + more >= repeated:
+            one = _finding("repeated", text if texts else spans[0].name, spans)
+            found.append({**one, "count": one["count"] + more, "duration": one["duration"] + more_ns})
     return sorted(found, key=lambda finding: -finding["duration"])[:_MAX_FINDINGS]
 
 

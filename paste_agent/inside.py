@@ -16,6 +16,8 @@ DATABASE, CACHE, CALL, MESSAGE, TEMPLATE, LAYERS, GC, CPU, FUNCTION = range(9)
 PARTS = ("database", "cache", "call", "message", "template", "layers", "gc", "cpu")
 #: Spans of one transaction that are remembered; all are counted.
 MAX_SPANS = 512
+#: Up to how many the ones are beyond these that tell most: failed spans, slow queries, and what is around kept ones.
+MAX_FAILED, MAX_SLOW, MOST_SPANS = 640, 896, 1024
 #: Errors that one transaction can have; attributes that an application can give it.
 MAX_ERRORS = 10
 MAX_ATTRIBUTES = 64
@@ -38,6 +40,11 @@ def resolved(attributes: Attributes | None) -> Mapping[str, object]:
 def with_one(attributes: Attributes, key: str, value: object) -> dict[str, object]:
     """Attributes, and one more."""
     return {**resolved(attributes), key: value}
+
+
+def is_fetch(name: str) -> bool:
+    """Whether a span of a database, by its name, fetches what a statement has found: that is not to execute it."""
+    return name.startswith("fetch ")
 
 
 class FinishedSpan(NamedTuple):
@@ -83,6 +90,38 @@ class Identity(NamedTuple):
     baggage: str
 
 
+class LeftOut:
+    """What a transaction had beyond MAX_SPANS. About right where several threads add to it."""
+
+    __slots__ = ("count", "newest", "queries", "top_ns")
+
+    def __init__(self, newest: int) -> None:
+        self.count = 0  #: spans that were not kept
+        self.top_ns = 0  #: time of those that were in no other span
+        self.newest = newest  #: number of the one that began last of those that were kept
+        self.queries: dict[tuple[int, str], list[int]] = {}  #: by parent and text: how many of them, and their time
+
+    def add(self, done: tuple[Any, ...]) -> None:
+        """One more that is not kept, as FinishedSpan has it."""
+        self.count += 1
+        _, parent, category, name, _, duration_ns, _, _, _, attributes, _ = done
+        if not parent:
+            self.top_ns += duration_ns
+        if category != DATABASE or is_fetch(name):
+            return
+        while attributes.__class__ is tuple and attributes[0] is with_one:
+            attributes = attributes[1]
+        if attributes.__class__ is tuple:  # to make them takes time
+            return
+        key = parent, str((attributes or {}).get("db.query.text") or name)
+        query = self.queries.get(key)
+        if query is not None:
+            query[0] += 1
+            query[1] += duration_ns
+        elif len(self.queries) < MAX_SPANS:
+            self.queries[key] = [1, duration_ns]
+
+
 class Inside:
     """Belongs to one transaction. Several threads, or greenlets, of it may add to it."""
 
@@ -92,6 +131,7 @@ class Inside:
         "finished",
         "identity",
         "ignored",
+        "left_out",
         "name",
         "notable",
         "parts",
@@ -101,6 +141,8 @@ class Inside:
         "task",
         "why",
     )
+
+    left_out: LeftOut  #: not there before there is something
 
     def __init__(self) -> None:
         self.finished: list[tuple[Any, ...]] = []  #: as FinishedSpan has them
@@ -116,6 +158,28 @@ class Inside:
         self.attributes: dict[str, AttributeValue] | None = None
         self.errors: list[SeenError] | None = None
         self.raised: Raised | None = None
+
+    def takes(self, done: tuple[Any, ...], slow_query_ns: int) -> bool:
+        """Whether a span is kept although there are MAX_SPANS; one that is not is counted. May raise.
+
+        done: as FinishedSpan has it.
+        """
+        left = getattr(self, "left_out", None)
+        if left is None:
+            left = self.left_out = LeftOut(max(one[0] for one in self.finished))
+        number, _, category, _, _, duration_ns, _, failed, *_ = done
+        room = MAX_SPANS
+        if number < left.newest:  # which has ended: it was inside of this one
+            room = MOST_SPANS
+        elif category == DATABASE and duration_ns > slow_query_ns:
+            room = MAX_SLOW
+        elif failed is not None:
+            room = MAX_FAILED
+        if len(self.finished) >= room:
+            left.add(done)
+            return False
+        left.newest = max(left.newest, number)
+        return True
 
     def spend(self, part: int, time_ns: int) -> None:
         """Add a time that was spent on one of PARTS."""

@@ -153,9 +153,9 @@ def end(span: Span, name: str, key: SpanKey | Key | None = None, failed: str | N
                 # Worth a trace, with where it was issued: a statement that repeats tells it once.
                 inside.notable = inside.remarkable = True
                 code = caller() if slow or times == sampler.repeated else None
-        if len(inside.finished) < MAX_SPANS:
-            # As FinishedSpan has them; a plain tuple is made in a tenth of the time.
-            done = (span.number, parent, category, name, start_ns, duration_ns, own_ns, failed, span.span_id, attributes, code)  # fmt: skip  # noqa: E501
+        # As FinishedSpan has them; a plain tuple is made in a tenth of the time.
+        done = (span.number, parent, category, name, start_ns, duration_ns, own_ns, failed, span.span_id, attributes, code)  # fmt: skip  # noqa: E501
+        if len(inside.finished) < MAX_SPANS or inside.takes(done, recorder.sampler.slow_query_ns):
             inside.finished.append(done)
     except Exception as fault:
         recorder.on_fault("end of a span", fault)
@@ -193,20 +193,20 @@ def end_aside(span: Span, name: str, failed: str | None, attributes: Mapping[str
         own_ns = max(duration_ns - span.children_ns, 0)
         if span.category < _own_parts:
             inside.spend(span.category, own_ns)
-        if len(inside.finished) < MAX_SPANS:
-            done = FinishedSpan(
-                number=span.number,
-                parent=around.number if isinstance(around, Span) else 0,
-                category=span.category,
-                name=name,
-                start_ns=span.start_ns,
-                duration_ns=duration_ns,
-                own_ns=own_ns,
-                failed=failed,
-                span_id=span.span_id,
-                attributes=attributes,
-                code=None,
-            )
+        done = FinishedSpan(
+            number=span.number,
+            parent=around.number if isinstance(around, Span) else 0,
+            category=span.category,
+            name=name,
+            start_ns=span.start_ns,
+            duration_ns=duration_ns,
+            own_ns=own_ns,
+            failed=failed,
+            span_id=span.span_id,
+            attributes=attributes,
+            code=None,
+        )
+        if len(inside.finished) < MAX_SPANS or inside.takes(done, transaction.recorder.sampler.slow_query_ns):
             inside.finished.append(done)
         span.category = _ENDED
     except Exception as fault:

@@ -12,7 +12,7 @@ from paste_agent.cli.tables import shares_text
 from paste_agent.kept import TraceRow
 from paste_agent.recorder.layout import WHY_KEPT
 from paste_agent.store.inside_summary import SHARED, code_of, dicts, number
-from paste_agent.store.summary import probability_of, rfc3339
+from paste_agent.store.summary import probability_of, rfc3339, spans_text
 from paste_agent.store.trace_tree import Node, all_of, trees
 from paste_agent.wording import many, value_text
 
@@ -26,7 +26,7 @@ _MAX_TEXT = 4096
 #: Said elsewhere on the page, or the same for every request.
 _SAID = frozenset((
     "url.path", "code.stacktrace", "paste_agent.stack.age", "paste_agent.sampling.probability", "paste.layers",
-    "network.peer.address", "server.address", "server.port",
+    "network.peer.address", "server.address", "server.port", "paste_agent.spans.dropped",
 ))  # fmt: skip
 _PLANS = ("paste_agent.db.plan", "db.query.plan")
 
@@ -91,11 +91,10 @@ def lines_of(
     """The page, line by line; all but stacks fit into `width`. more: there are transactions beside these."""
     columns = columns_of(width)
     roots = trees(rows, fold)
-    spans = sum(len(dicts((row.detail or {}).get("spans"))) for row in rows)
     yield Text.assemble(
         ("trace ", "dim"),
         (rows[0].trace_id.hex(), "bold"),
-        (f"  {many(len(rows), 'transaction')}{' and more' if more else ''}, {many(spans, 'span')}", "dim"),
+        (f"  {many(len(rows), 'transaction')}{' and more' if more else ''}, {spans_text(rows)}", "dim"),
     )
     for group in _groups(roots):
         scale = scale_of(group)

@@ -35,7 +35,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import (
 import paste_agent
 from paste_agent.aggregate import Total, export_bounds
 from paste_agent.exporters.points import INT64_MAX, INT64_MIN, points_of
-from paste_agent.inside import MAX_SPANS
+from paste_agent.inside import MOST_SPANS
 from paste_agent.kept import TraceRow
 from paste_agent.log_files import LogRow
 from paste_agent.metrics import Metric, Reading
@@ -285,7 +285,7 @@ def _span(row: TraceRow) -> Span:
 def spans_of(row: TraceRow) -> Sequence[object]:
     """The spans inside of a transaction, as the store has them: whatever they are."""
     spans = _detail(row, "spans")
-    return spans[:MAX_SPANS] if isinstance(spans, list) else []
+    return spans[:MOST_SPANS] if isinstance(spans, list) else []
 
 
 def _spans_within(row: TraceRow) -> Iterator[Span]:

@@ -11,9 +11,10 @@ from paste_agent.metrics import RECORDS_DROPPED
 from paste_agent.recorder.layout import W_MEMORY_BYTES, WHY_KEPT
 from paste_agent.store import deployments, history, inside_summary
 from paste_agent.store.cover import Summed
-from paste_agent.store.inside_summary import latency
+from paste_agent.store.inside_summary import latency, number
 from paste_agent.store.inside_summary import rfc3339 as rfc3339  # where the commands look for it
 from paste_agent.store.store import RUNNING, PostmortemRow, RecorderRow, SeriesTotal, Store
+from paste_agent.wording import many
 
 _NS = 1_000_000_000
 #: Kept traces that a report lists, of the slowest and of the failed each.
@@ -180,8 +181,22 @@ def probability_of(detail: Mapping[str, object]) -> float:
     return float(found) if isinstance(found, (int, float)) and 0 < found <= 1 else 1.0
 
 
+def dropped_of(rows: Iterable[TraceRow]) -> int:
+    """How many spans transactions had beyond those that were kept."""
+    attributes = ((row.detail or {}).get("attributes") for row in rows)
+    return sum(max(0, number(one.get("paste_agent.spans.dropped"))) for one in attributes if isinstance(one, dict))
+
+
+def spans_text(rows: Iterable[TraceRow]) -> str:
+    """How many spans there are inside of transactions, for people."""
+    rows = list(rows)
+    text = many(sum(len(inside_summary.dicts((row.detail or {}).get("spans"))) for row in rows), "span")
+    dropped = dropped_of(rows)
+    return f"{text}; {dropped:,} more {'was' if dropped == 1 else 'were'} not kept" if dropped else text
+
+
 def _trace(row: TraceRow) -> dict[str, Any]:
-    """`spans`: how many there are inside of it. `probability`: see `probability_of`."""
+    """`spans`: how many were kept of those inside of it; `spans_dropped`: how many were not; see `probability_of`."""
     detail = row.detail or {}
     attributes = detail.get("attributes")
     exception = detail.get("exception")
@@ -198,5 +213,6 @@ def _trace(row: TraceRow) -> dict[str, Any]:
         "path": attributes.get("url.path") if isinstance(attributes, dict) else None,
         "message": exception.get("message") if isinstance(exception, dict) else None,
         "spans": len(inside_summary.dicts(detail.get("spans"))),
+        "spans_dropped": dropped_of([row]),
         "probability": probability_of(detail),
     }

@@ -74,7 +74,8 @@ def trees(rows: Sequence[TraceRow], fold: bool = True) -> list[Node]:
         node.children.sort(key=_by_start)
         if node.row is not None:
             spent_ns = sum(child.duration_ns for child in node.children if child.transaction is node)
-            node.own_ns = max(0, node.duration_ns - spent_ns)
+            left_out_ns = max(0, number((node.row.detail or {}).get("dropped_ns")))
+            node.own_ns = max(0, node.duration_ns - spent_ns - left_out_ns)
     if fold:
         _fold(roots)
     return roots

@@ -13,14 +13,25 @@ from hypothesis import strategies as st
 from paste_agent import settings
 from paste_agent.detail import Rules, rules_of, stacktrace, trace_row
 from paste_agent.inner_spans import attributes_as_json, findings_of, spans_of
-from paste_agent.inside import CALL, DATABASE, FUNCTION, GC, TEMPLATE, FinishedSpan, Inside, SeenError
+from paste_agent.inside import (
+    CALL,
+    DATABASE,
+    FUNCTION,
+    GC,
+    MAX_SPANS,
+    TEMPLATE,
+    FinishedSpan,
+    Inside,
+    SeenError,
+    with_one,
+)
 from paste_agent.raised import raised_of
 from paste_agent.recorder.layout import KEPT_QUERIES
 from paste_agent.said import Said
 from paste_agent.spans import begin, end, span
 from paste_agent.trace_writer import TraceWriter
 from paste_agent.transaction import KeptTransaction
-from tests.recorders import die, leading, open_recorder, settings_of, spans_within, traces_of, warnings
+from tests.recorders import die, leading, open_recorder, serve, settings_of, spans_within, traces_of, warnings
 
 MS = 1_000_000
 DEFAULTS = Rules()
@@ -193,6 +204,31 @@ def test_a_statement_that_repeats_under_one_parent_is_found() -> None:
         "duration": 10 * MS,
         "code": {"file": "/srv/shop.py", "line": 12, "function": "items"},
     }
+
+
+def test_executions_that_were_not_kept_are_counted(tmp_path: Path) -> None:
+    recorder = open_recorder(tmp_path, keep_all=True)
+    text = {"db.query.text": "SELECT ?"}
+    with_rows = (with_one, text, "db.response.returned_rows", 1)
+
+    def run() -> None:
+        for _ in range(MAX_SPANS):
+            for name, attributes in (("SELECT", text), ("SELECT", with_rows), ("fetch SELECT", with_rows)):
+                begun = begin(DATABASE, b"SELECT ?")
+                assert begun is not None
+                end(begun, name, None, None, attributes)
+
+    serve(recorder, meanwhile=run)
+    transaction = recorder.kept[0]
+    found = detail_of(transaction)
+    (finding,) = found["findings"]
+    assert finding["count"] == 2 * MAX_SPANS
+    assert transaction.inside is not None
+    assert len(found["spans"]) == MAX_SPANS
+    assert found["attributes"]["paste_agent.spans.dropped"] == 2 * MAX_SPANS
+    in_spans_ns = sum(one["duration"] for one in found["spans"]) + found["dropped_ns"]
+    assert in_spans_ns == transaction.inside.parts[DATABASE][1] > finding["duration"]
+    die(recorder)
 
 
 def test_slow_queries_are_found_each_and_the_longest_come_first() -> None:

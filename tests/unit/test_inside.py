@@ -23,7 +23,7 @@ from paste_agent.aggregate import (
     REQUEST_DURATION,
     TASK_DURATION,
 )
-from paste_agent.inside import CALL, DATABASE, FUNCTION, MAX_SPANS, TEMPLATE, Inside
+from paste_agent.inside import CALL, DATABASE, FUNCTION, MAX_SPANS, MOST_SPANS, TEMPLATE, Inside
 from paste_agent.recorder import layout
 from paste_agent.recorder.layout import KEPT_QUERIES
 from paste_agent.recorder.writer import Recorder
@@ -516,6 +516,50 @@ def test_a_transaction_is_counted_under_the_name_that_it_was_given(recorder: Rec
 
 
 # -- bounds --------------------------------------------------------------------------------------------------------
+
+
+def test_of_too_many_spans_the_ones_that_tell_most_are_kept(recorder: Recorder) -> None:
+    def run() -> None:
+        with span("view"), span("list"):
+            for _ in range(MAX_SPANS):
+                query()
+            with span("left out"):
+                query()
+            with span("around a failure"):
+                query()
+                query(failed="Busy")
+                query()
+            recorder.sampler.slow_query_ns = 0
+            query(b"SELECT pg_sleep(1)")
+
+    found = spans_within(recorder, run)
+    assert [one.name for one in found[MAX_SPANS:]] == [
+        "SELECT items", "around a failure", "SELECT items", "list", "view",
+    ]  # fmt: skip
+    failed, around, slow, loop, view = found[MAX_SPANS:]
+    assert (failed.failed, failed.parent, around.parent) == ("Busy", around.number, loop.number)
+    assert (slow.parent, loop.parent) == (loop.number, view.number)
+    assert slow.code is not None
+
+
+def test_spans_that_tell_most_are_bounded_too(recorder: Recorder) -> None:
+    def run() -> None:
+        with span("view"):
+            for _ in range(2000):
+                with span("step"):
+                    query(failed="Busy")
+            recorder.sampler.slow_query_ns = 0
+            for _ in range(2000):
+                with span("step"):
+                    query()
+        dropped.append(inside_of().left_out.count)
+
+    dropped: list[int] = []
+    found = spans_within(recorder, run)
+    assert found[-1].name == "view"
+    assert [one.failed for one in found[-6:-1:2]] == [None] * 3  # failures have left room for what is slow
+    assert len(found) <= MOST_SPANS
+    assert dropped == [1 + 2 * 4000 - len(found)]
 
 
 def test_statements_that_never_repeat_are_not_all_remembered(recorder: Recorder) -> None:

@@ -15,7 +15,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 from paste_agent.aggregate import DATABASE_BOUNDS_S, DATABASE_DURATION, ERRORS, PART_DURATION, PART_SPANS, Total
 from paste_agent.exporters import otlp_encode
 from paste_agent.inner_spans import spans_of
-from paste_agent.inside import CALL, DATABASE, FUNCTION, MAX_SPANS, MESSAGE, Inside
+from paste_agent.inside import CALL, DATABASE, FUNCTION, MESSAGE, MOST_SPANS, Inside
 from paste_agent.kept import TraceRow
 from paste_agent.store.store import SeriesTotal
 from tests.receiver import attributes_of
@@ -107,8 +107,8 @@ def test_half_a_span_is_sent() -> None:
 
 
 def test_more_spans_than_a_transaction_remembers_are_not_sent() -> None:
-    spans = [{"id": f"{place:016x}", "name": "x"} for place in range(1, MAX_SPANS + 100)]
-    assert len(encoded(row(spans))) == 1 + MAX_SPANS
+    spans = [{"id": f"{place:016x}", "name": "x"} for place in range(1, MOST_SPANS + 100)]
+    assert len(encoded(row(spans))) == 1 + MOST_SPANS
 
 
 _json = st.recursive(

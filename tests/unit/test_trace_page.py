@@ -254,6 +254,14 @@ def test_times_that_make_no_sense_are_shown() -> None:
     assert page(row_of(one("x", 0, 0), duration=0))[3].endswith("╸")
 
 
+def test_the_page_says_that_spans_were_not_kept() -> None:
+    row = row_of(one("SELECT a", 0, 40 * MS), dropped_ns=50 * MS, attributes={"paste_agent.spans.dropped": 93})
+    lines = page(row)
+    assert lines[0].endswith("1 transaction, 1 span; 93 more were not kept")
+    assert "100 ms    10 ms" in lines[3]
+    assert "dropped" not in "".join(lines)
+
+
 # -- what else is told ---------------------------------------------------------------------------------------------
 
 

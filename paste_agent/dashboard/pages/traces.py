@@ -32,7 +32,7 @@ from paste_agent.recorder.layout import WHY_KEPT
 from paste_agent.store import kept_traces, lookup
 from paste_agent.store.inside_summary import SHARED, code_of, dicts, number
 from paste_agent.store.kept_traces import NEWEST, SLOWEST, Place, Wanted
-from paste_agent.store.summary import probability_of
+from paste_agent.store.summary import probability_of, spans_text
 from paste_agent.store.trace_tree import Node, all_of, trees
 from paste_agent.wording import OWN, duration, many, one_line, share_text, value_text
 
@@ -48,9 +48,10 @@ _BEFORE = re.compile(r"([0-9]{1,19})-([0-9a-f]{16})")
 _WHYS = {word: bit for bit, word in WHY_KEPT.items()}
 _PLANS = ("paste_agent.db.plan", "db.query.plan")
 #: Said elsewhere on the page.
-_SAID = frozenset(
-    ("url.path", "code.stacktrace", "paste_agent.stack.age", "paste_agent.sampling.probability", "paste.layers")
-)
+_SAID = frozenset((
+    "url.path", "code.stacktrace", "paste_agent.stack.age", "paste_agent.sampling.probability", "paste.layers",
+    "paste_agent.spans.dropped",
+))  # fmt: skip
 
 # -- the list ------------------------------------------------------------------------------------------------------
 
@@ -158,10 +159,7 @@ def trace(view: View, name: str) -> Page:
     rows = lookup.transactions_of(view.store, found[0], _MOST + 1)
     everything = view.query.flag("all")
     roots = trees(rows[:_MOST], fold=not everything)
-    spans = sum(len(dicts((row.detail or {}).get("spans"))) for row in rows)
-    told = (
-        f"{many(min(len(rows), _MOST), 'transaction')}{' and more' if len(rows) > _MOST else ''}, {many(spans, 'span')}"
-    )
+    told = f"{many(min(len(rows), _MOST), 'transaction')}{' and more' if len(rows) > _MOST else ''}, {spans_text(rows)}"
     if any(len(node.times) > 1 for node in all_of(roots)):
         fold: Markup | None = tag("a", "Show each of the identical spans", href=view.again(all=1))
     else:
