@@ -48,6 +48,13 @@ def place_text(code: Mapping[str, Any], folders: int = 2) -> str:
     return printable(f"{file}:{code['line']}" + (f" in {code['function']}" if code["function"] else ""))
 
 
+def host_text(address: object, port: object) -> str:
+    """A host with its port, if that is known; the address of an IPv6 host stands in brackets then."""
+    if not port:
+        return str(address)
+    return f"[{address}]:{port}" if ":" in str(address) and not str(address).startswith("[") else f"{address}:{port}"
+
+
 def rate_text(count: int, seconds: float) -> str:
     if seconds <= 0:
         return "–"

@@ -21,6 +21,7 @@ from paste_agent.cli.target import target_of
 from paste_agent.dashboard.access import Access, is_loopback
 from paste_agent.dashboard.app import Dashboard
 from paste_agent.errors import IniError, StoreError
+from paste_agent.wording import host_text
 
 #: A client that says nothing for so long is sent away. s
 _SILENT_S = 30.0
@@ -98,7 +99,7 @@ def _has_browser() -> bool:
 
 def _url(host: str, port: int) -> str:
     shown = {"0.0.0.0": socket.gethostname(), "::": socket.gethostname(), "": socket.gethostname()}.get(host, host)
-    return f"http://{f'[{shown}]' if ':' in shown else shown}:{port}/"
+    return f"http://{host_text(shown, port)}/"
 
 
 class _Server(ThreadingMixIn, WSGIServer):
@@ -144,7 +145,9 @@ def _server(host: str, port: int, application: Dashboard) -> Iterator[_Server]:
         server = kind((host, port), _Handler)
     except (OSError, OverflowError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise IniError(f"{host}:{port}: cannot be listened at: {reason}; give another --host or --port") from None
+        raise IniError(
+            f"{host_text(host, port)}: cannot be listened at: {reason}; give another --host or --port"
+        ) from None
     try:
         server.set_app(application)
         yield server

@@ -17,6 +17,7 @@ from paste_agent.cli.target import catch_up, settings_of
 from paste_agent.errors import AgentError, SettingError, StoreError
 from paste_agent.settings import Settings
 from paste_agent.transaction import Environ, StartResponse
+from paste_agent.wording import host_text
 
 #: What OpenTelemetry's own exporter for Prometheus listens on.
 PORT = 9464
@@ -116,12 +117,11 @@ def _serve(app: scrape.MetricsApp, found: Settings | None, host: str, port: int)
         server = (_Server6 if ":" in host else _Server)((host, port), _Handler)
     except OSError as error:
         cure = f"{error.strerror}; choose another with --host and --port"
-        raise SettingError("address", f"{host}:{port}", cure) from None
+        raise SettingError("address", host_text(host, port), cure) from None
     with server:
         server.set_app(application)
-        shown = f"[{host}]" if ":" in host else host
         name = "of a store" if found is None else f"of {found.service_name}"
-        click.echo(f"Metrics {name} at http://{shown}:{server.server_port}/metrics (Ctrl-C ends it)")
+        click.echo(f"Metrics {name} at http://{host_text(host, server.server_port)}/metrics (Ctrl-C ends it)")
         try:
             server.serve_forever()
         except KeyboardInterrupt:

@@ -24,6 +24,7 @@ from paste_agent.cli.style import (
 )
 from paste_agent.store.inside_summary import SHARED
 from paste_agent.store.summary import trace_name
+from paste_agent.wording import host_text
 
 #: Rows of each section; --json has all.
 _ROWS = 10
@@ -156,8 +157,7 @@ def _calls(entries: Sequence[Mapping[str, Any]], wide: bool) -> Table | None:
     table.add_column("method", no_wrap=True)
     numbers(table, "count", "errors", "p50", "p95", *(["max", "total", "time"] if wide else []))
     for entry in entries[:_ROWS]:
-        port = f":{entry['port']}" if entry["port"] else ""
-        name = "(all others)" if entry["overflow"] else f"{entry['address'] or '?'}{port}"
+        name = "(all others)" if entry["overflow"] else host_text(entry["address"] or "?", entry["port"])
         more = [duration(entry["max_s"]), duration(entry["sum_s"]), share_text(entry["share"])] if wide else []
         table.add_row(
             Text(printable(name)),

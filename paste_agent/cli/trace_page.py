@@ -14,7 +14,7 @@ from paste_agent.recorder.layout import WHY_KEPT
 from paste_agent.store.inside_summary import SHARED, code_of, dicts, number
 from paste_agent.store.summary import probability_of, rfc3339, spans_text
 from paste_agent.store.trace_tree import Node, all_of, trees
-from paste_agent.wording import many, value_text
+from paste_agent.wording import host_text, many, value_text
 
 _NS = 1_000_000_000
 _FIGURE = 8  #: columns of a duration
@@ -178,8 +178,7 @@ def _name_of(node: Node) -> str:
     words = [printable(node.name) or "(no name)"]
     address = attributes.get("server.address")
     if node.category in ("call", "message") and address:
-        port = attributes.get("server.port")
-        words.append(printable(f"{address}:{port}" if port else address))
+        words.append(printable(host_text(address, attributes.get("server.port"))))
     status = attributes.get("http.response.status_code")
     if status is not None:
         words.append(printable(status, 8))

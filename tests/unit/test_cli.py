@@ -126,6 +126,7 @@ def fill_inside(store: Store) -> None:
     count(store, DATABASE_DURATION, query, *[20 * ms] * 50, at=at)
     count(store, DATABASE_DURATION, {"db.system.name": "redis", "db.operation.name": "GET"}, ms, at=at)
     count(store, CALL_DURATION, {**call, "error.type": "503"}, 30 * ms, at=at)
+    count(store, CALL_DURATION, {**call, "server.address": "::1"}, ms, at=at)
     count(store, LAYER_DURATION, {"paste.layer": "gzip"}, 3 * ms, at=at)
     count(store, LOAD_DURATION, {"paste.layer": "gzip"}, 700 * ms, at=at)
     count(store, ERRORS, {**error, "paste_agent.error.expected": "true"}, *[0] * 7, at=at)
@@ -158,6 +159,7 @@ def test_report_shows_what_is_inside_of_transactions(
         "SELECT * FROM items",
         "views.py:17 in items",
         "mail.internal:8025",
+        "[::1]:8025",
         "checkout",
         "`paste-agent trace`",
     ):

@@ -40,7 +40,7 @@ from paste_agent.dashboard.view import (
     transaction_link,
 )
 from paste_agent.store import inside_summary
-from paste_agent.wording import duration, one_line, rate_text
+from paste_agent.wording import duration, host_text, one_line, rate_text
 
 _ROWS = 100
 _LAYERS = 5
@@ -215,8 +215,8 @@ def calls(view: View) -> Page:
     by_type = view.points(CALL_DURATION, by="error.type")
     rows: list[list[Child]] = []
     for one in sorted(found, key=_SORTS[sort])[:_ROWS]:
-        port = f":{one['port']}" if one["port"] else ""
-        name = "(all others)" if one["overflow"] else f"{one['method'] or ''} {one['address'] or '?'}{port}".strip()
+        host = host_text(one["address"] or "?", one["port"])
+        name = "(all others)" if one["overflow"] else f"{one['method'] or ''} {host}".strip()
         rows.append([
             one_line(name, 160), f"{one['count']:,}", rate_text(one["count"], view.seconds),
             error_cell(one["errors"], one["count"]), duration_cell(one["p50_s"]), duration_cell(one["p95_s"]),

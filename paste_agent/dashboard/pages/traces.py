@@ -34,7 +34,7 @@ from paste_agent.store.inside_summary import SHARED, code_of, dicts, number
 from paste_agent.store.kept_traces import NEWEST, SLOWEST, Place, Wanted
 from paste_agent.store.summary import probability_of, spans_text
 from paste_agent.store.trace_tree import Node, all_of, trees
-from paste_agent.wording import OWN, duration, many, one_line, share_text, value_text
+from paste_agent.wording import OWN, duration, host_text, many, one_line, share_text, value_text
 
 _NS = 1_000_000_000
 _PAGE = 50
@@ -232,7 +232,8 @@ def _line(view: View, node: Node, depth: int, scale: _Scale) -> Markup:
     if len(node.times) > 1:
         name.append(tag("span", f" ×{len(node.times):,}", class_="warn"))
     if node.category in ("call", "message") and attributes.get("server.address"):
-        name.append(tag("small", f" {one_line(attributes['server.address'], 60)}", class_="dim"))
+        host = host_text(attributes["server.address"], attributes.get("server.port"))
+        name.append(tag("small", f" {one_line(host, 60)}", class_="dim"))
     if status is not None:
         name.append(tag("small", f" {one_line(status, 8)}", class_="dim"))
     details = list(_details(node))
