@@ -17,6 +17,12 @@ TRANSACTION = "transaction"
 #: From how many identical siblings on they are shown as one.
 FOLD = 6
 _TEXT = "db.query.text"
+#: Spans that differ in these are of different calls.
+_TOLD_APART = (_TEXT, "server.address", "server.port", "http.response.status_code")
+#: Of one span of a loop: where it was issued, and how it was carried out.
+_OF_ONE = frozenset(
+    ("code.file.path", "code.line.number", "code.function.name", "paste_agent.db.plan", "db.query.plan")
+)
 
 
 class Node:
@@ -188,8 +194,7 @@ def _fold(roots: Sequence[Node]) -> None:
                 node.category,
                 node.name,
                 node.error,
-                node.text,
-                str(node.attributes.get("server.address")),
+                tuple(str(node.attributes.get(name)) for name in _TOLD_APART),
                 tuple(child.shape for child in node.children),
             )
         )
@@ -223,8 +228,12 @@ def _merged(group: Sequence[Node]) -> Node:
         first.transaction,
         first.shape,
     )
-    # One of a loop is told where it was called from.
-    merged.attributes = next((one.attributes for one in group if "code.file.path" in one.attributes), first.attributes)
+    shown = next((one.attributes for one in group if "code.file.path" in one.attributes), first.attributes)
+    merged.attributes = {
+        name: value
+        for name, value in shown.items()
+        if name in _OF_ONE or all(name in one.attributes and one.attributes[name] == value for one in group)
+    }
     merged.times = [times for one in group for times in one.times]
     merged.children = [_merged(children) for children in zip(*(one.children for one in group), strict=False)]
     return merged

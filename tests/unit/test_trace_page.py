@@ -167,6 +167,23 @@ def test_what_repeats_in_turns_is_folded_together_with_what_is_inside() -> None:
     ]
 
 
+def test_calls_that_differ_are_not_told_as_one() -> None:
+    def calls(name: str, paths: tuple[str, ...] = ("/x",), **more: Any) -> list[dict[str, Any]]:
+        attributes = {"server.address": "::1", "server.port": 80, "http.response.status_code": 200, **more}
+        return [
+            one("GET", MS, id=f"{name}{place}", category="call", attributes={**attributes, "url.full": path})
+            for place in range(6)
+            for path in paths
+        ]
+
+    paths = tuple(f"/{place}" for place in range(2))
+    spans = calls("a") + calls("b", **{"server.port": 81}) + calls("c", paths, **{"http.response.status_code": 302})
+    found = [line for line in tree(row_of(*spans)) if "each" not in line]
+    assert found[1:] == [
+        "├╴GET [::1]:80 200 ×6", "│   /x", "├╴GET [::1]:81 200 ×6", "│   /x", "└╴GET [::1]:80 302 ×12",
+    ]  # fmt: skip
+
+
 # -- several transactions ------------------------------------------------------------------------------------------
 
 
