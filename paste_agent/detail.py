@@ -142,7 +142,9 @@ def matches(name: str, patterns: Sequence[str]) -> bool:
 
 
 def _attributes(kept: KeptTransaction, rules: Rules) -> dict[str, Any]:
-    """Attributes of the span beyond those of its series."""
+    """Attributes of the span beyond those of its series; of a background task none, which nobody has asked for."""
+    if not kept.method:
+        return {}
     headers = kept.headers
     address, port = _server(headers)
     found: dict[str, str | int | float | list[str] | None] = {

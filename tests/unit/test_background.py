@@ -15,6 +15,7 @@ import pytest
 from paste_agent import lifecycle
 from paste_agent.aggregate import DATABASE_DURATION, ERRORS, PART_DURATION, PART_SPANS, TASK_DURATION
 from paste_agent.background import background_task
+from paste_agent.detail import Rules, trace_row
 from paste_agent.inside import CALL, DATABASE
 from paste_agent.propagation import parse_traceparent
 from paste_agent.recorder import layout
@@ -65,6 +66,14 @@ def test_a_task_is_counted_and_timed_by_its_name(service: Measured) -> None:
     assert tasks_of(service) == {("warm caches", None): 3, ("send mail", None): 1}
     assert service.counts() == {}
     assert service.reader().in_flight() == []
+
+
+def test_a_task_that_is_kept_has_nothing_of_a_request(service: Measured) -> None:
+    with pytest.raises(KeyError), background_task("fails"):
+        raise KeyError("x")
+    row = trace_row(service.recorder().kept.popleft(), {}, 0, Rules())
+    assert row.detail is not None
+    assert row.detail["attributes"] == {}
 
 
 def test_each_call_of_a_decorated_function_is_a_task(service: Measured) -> None:
