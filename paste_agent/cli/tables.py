@@ -182,7 +182,7 @@ def _layers(entries: Sequence[Mapping[str, Any]], wide: bool) -> Table | None:
         served = bool(entry["count"])
         table.add_row(
             Text(printable(entry["name"])),
-            *([f"{entry['count']:,}"] if wide else []),
+            *([f"{entry['count']:,}" if served else unknown] if wide else []),
             duration(entry["p50_s"]) if served else unknown,
             duration(entry["p95_s"]) if served else unknown,
             duration(entry["sum_s"]) if served else unknown,

@@ -129,6 +129,7 @@ def fill_inside(store: Store) -> None:
     count(store, CALL_DURATION, {**call, "server.address": "::1"}, ms, at=at)
     count(store, LAYER_DURATION, {"paste.layer": "gzip"}, 3 * ms, at=at)
     count(store, LOAD_DURATION, {"paste.layer": "gzip"}, 700 * ms, at=at)
+    count(store, LOAD_DURATION, {"paste.layer": "site"}, 5 * ms, at=at)
     count(store, ERRORS, {**error, "paste_agent.error.expected": "true"}, *[0] * 7, at=at)
     count(store, f"{TIMING}checkout", "{}", 40 * ms, at=at)
     row = trace_of(9)
@@ -170,6 +171,7 @@ def test_report_shows_what_is_inside_of_transactions(
 
     assert row("SELECT items prices")[-3:] == ["1", "s", "100%"]
     assert row("gzip")[-3:] == ["100%", "700", "ms"]
+    assert row("site") == ["site", *["–"] * (5 if columns == 140 else 4), "5", "ms"]
     assert row("mail.internal")[1:4] == ["POST", "1", "1"]
     # As many queries a request as there were, and pauses, where there is room for them.
     assert ("GC" in result.output) == (columns == 140)

@@ -13,11 +13,7 @@ from urllib.parse import quote, urlencode
 
 import pytest
 
-from paste_agent.aggregate import (
-    REQUEST_DURATION,
-    Delta,
-    canonical,
-)
+from paste_agent.aggregate import LOAD_DURATION, REQUEST_DURATION, Delta, canonical
 from paste_agent.dashboard import site as module
 from paste_agent.recorder import layout
 from paste_agent.settings import SIGNALS
@@ -198,6 +194,12 @@ def test_frames_of_the_application_are_marked(store: Store) -> None:
         assert [one.text for one in page.all("mark")] == ['File "/shop/<views>.py", line 3, in order', "wait()"]
         assert stack.rstrip() in [one.text for one in page.all("pre")]
     assert "/shop/<views>.py:3 in order" in site.get("/workers").text
+
+
+def test_a_layer_that_was_not_timed_has_no_figures(store: Store) -> None:
+    count(store, LOAD_DURATION, {"paste.layer": "site"}, 5 * MS, at=SLOT)
+    (figures,) = Browser(dashboard_of(store.path)).get("/layers").all("tbody")
+    assert figures.text == "site" + 5 * "–" + "5 ms"
 
 
 def test_deployments_are_marked_on_every_chart(site: Browser) -> None:

@@ -254,11 +254,13 @@ def layers(view: View) -> Page:
     ]
     rows: list[list[Child]] = []
     for one in found[:_ROWS]:
-        load: Child = duration(one["load_s"]) if one["load_s"] is not None else tag("span", "–", class_="dim")
+        unknown = tag("span", "–", class_="dim")
+        load: Child = duration(one["load_s"]) if one["load_s"] is not None else unknown
+        served = bool(one["count"])
         rows.append([
-            one_line(one["name"], 120), f"{one['count']:,}", duration_cell(one["p50_s"], one["count"]),
-            duration_cell(one["p95_s"], one["count"]), duration_cell(one["max_s"], one["count"]),
-            share_cell(one["share"]), load,
+            one_line(one["name"], 120), f"{one['count']:,}" if served else unknown,
+            *(duration_cell(one[name], one["count"]) for name in ("p50_s", "p95_s", "max_s")),
+            share_cell(one["share"]) if served else unknown, load,
         ])  # fmt: skip
     columns = (
         Column("layer", numeric=False, css="wide"), Column("calls"), Column("p50"), Column("p95"), Column("max"),
@@ -269,6 +271,7 @@ def layers(view: View) -> Page:
         if lines
         else None,
         section("Layers, each by itself", table("Layers", columns, rows),
-                note="What each takes without those below it; beside filters also the applications themselves."),
+                note="What each takes without those below it; beside filters also the applications themselves. The time"
+                " of an application that stands directly below the agent is that of its transactions."),
     )  # fmt: skip
     return Page("Layers of the pipeline", join(body), "/layers")
