@@ -16,6 +16,7 @@ from paste_agent.aggregate import (
     PART_DURATION,
     PART_SPANS,
     REQUEST_DURATION,
+    SLOT_S,
     TASK_DURATION,
     TIMING,
     Total,
@@ -276,6 +277,7 @@ class _Seen:
     def __init__(self) -> None:
         self.count = 0
         self.first_s = self.last_s = 0.0  # 0: unknown
+        self.oldest_s = 0.0  #: of those that were kept
         self.newest: TraceRow | None = None
         self.message: str | None = None
 
@@ -283,14 +285,23 @@ class _Seen:
         self.first_s = min(self.first_s, first_s) if self.first_s else first_s
         self.last_s = max(self.last_s, last_s)
 
+    def times(self) -> tuple[float, float]:
+        """When it was seen first and last: where a rollup begins, unless a kept transaction tells it better."""
+        if self.count == 1:
+            only_s = self.oldest_s or self.last_s
+            return only_s, only_s
+        is_closer = 0 < self.oldest_s - self.first_s < SLOT_S
+        return self.oldest_s if is_closer else self.first_s, self.last_s
+
 
 def errors(store: Store, series: Sequence[SeriesTotal], start_s: float, end_s: float) -> list[dict[str, Any]]:
     """Errors by type, place and route, those that nobody expects first, the most frequent of them first.
 
     Each: `type`, `place` (`module.function`; None unknown), `route`, `expected`, `count`, `first_seen` and `last_seen`
     (not after it: by where the rollup begins, which is 10 s wide, or by where the quarter of an hour or the hour
-    does once it is over; by the newest kept trace where that is later), `last_message` and `last_trace_id` of the
-    newest kept one. Counted whether they left the application or were handled.
+    does once it is over; by a kept trace where that is within these 10 s, or is later than the last; the same for a
+    single one), `last_message` and `last_trace_id` of the newest kept one. Counted whether they left the application or
+    were handled.
     """
     seen: dict[_ErrorKey, _Seen] = {}
     for found in series:
@@ -312,11 +323,12 @@ def errors(store: Store, series: Sequence[SeriesTotal], start_s: float, end_s: f
             "expected": key.expected,
             "count": known.count,
             "last_message": known.message,
-            "first_seen": rfc3339(known.first_s) if known.first_s else None,
-            "last_seen": rfc3339(known.last_s) if known.last_s else None,
+            "first_seen": rfc3339(first_s) if first_s else None,
+            "last_seen": rfc3339(last_s) if last_s else None,
             "last_trace_id": known.newest.trace_id.hex() if known.newest is not None else None,
         }
         for key, known in ranked
+        for first_s, last_s in (known.times(),)
     ]
 
 
@@ -378,6 +390,7 @@ def _add_newest(seen: Mapping[_ErrorKey, _Seen], store: Store, start_s: float, e
             if known.newest is None:
                 known.newest = row
                 known.at(row.started_at_ns / _NS, row.started_at_ns / _NS)
+            known.oldest_s = row.started_at_ns / _NS
             # One exception of a transaction is taken down, and the newest of this type may not be the one.
             if known.message is None and exception.get("type", key.type) == key.type:
                 message = exception.get("message")

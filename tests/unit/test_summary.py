@@ -264,6 +264,28 @@ def test_an_error_was_seen_first_and_last(store: Store) -> None:
     assert found["last_trace_id"] == trace_id
 
 
+def test_a_single_error_was_seen_once(store: Store) -> None:
+    put(store, ERRORS, error("KeyError", "shop.a", "/a"), 0, at=SLOT + 20)
+    at = inside_summary.rfc3339(SLOT + 20)
+    assert [(one["first_seen"], one["last_seen"]) for one in report(store)["errors_seen"]] == [(at, at)]
+    keep(store, 1, route("/a"), at_s=SLOT + 23.5, errors=[seen("KeyError", "shop.a")])
+    at = inside_summary.rfc3339(SLOT + 23.5)
+    assert [(one["first_seen"], one["last_seen"]) for one in report(store)["errors_seen"]] == [(at, at)]
+
+
+@pytest.mark.parametrize(("oldest", "first"), [(18, 20), (23.5, 23.5), (31, 20)])
+def test_an_error_was_seen_first_where_the_oldest_kept_one_tells_better(
+    store: Store, oldest: float, first: float
+) -> None:
+    put(store, ERRORS, error("KeyError", "shop.a", "/a"), 0, 0, 0, at=SLOT + 20)
+    for number, at_s in enumerate((oldest, 40), 1):
+        keep(store, number, route("/a"), at_s=SLOT + at_s, errors=[seen("KeyError", "shop.a")])
+    (found,) = report(store)["errors_seen"]
+    assert (found["first_seen"], found["last_seen"]) == tuple(
+        inside_summary.rfc3339(SLOT + at_s) for at_s in (first, 40)
+    )
+
+
 def test_an_error_of_several_series_was_seen_first_where_any_was(store: Store) -> None:
     for status, at in ((500, SLOT + 20), (503, SLOT + 150)):
         put(store, REQUEST_DURATION, route("/a", **{"error.type": "K", "http.response.status_code": status}), MS, at=at)
