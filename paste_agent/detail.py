@@ -202,7 +202,8 @@ def stacktrace(raised: Raised, messages: bool = True) -> str:
             if raised.explicit_cause
             else "\nDuring handling of the above exception, another exception occurred:\n\n"
         )
-    parts.append("Traceback (most recent call last):\n")
+    if raised.frames:  # one that was noted may never have been raised
+        parts.append("Traceback (most recent call last):\n")
     middle = len(raised.frames) // 2 if raised.frames_left_out else 0
     if middle:
         parts.append(stacks.render(raised.frames[:middle]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import traceback
 from typing import Any
 
 import pytest
@@ -282,3 +283,9 @@ def test_files_of_the_application_s_own_stand_beside_its_stacks() -> None:
     hidden = trace_row(kept(stack=(2000, stack)), {}, 0, Rules(exclude=("code.*",))).detail
     assert hidden is not None
     assert "own_files" not in hidden
+
+
+def test_an_exception_that_was_never_raised_has_no_traceback() -> None:
+    error = KeyError("x")
+    error.__cause__ = ValueError("y")
+    assert stacktrace(raised_of(error)) == "".join(traceback.format_exception(error))
