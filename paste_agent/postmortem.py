@@ -19,6 +19,7 @@ from paste_agent.recorder import layout
 from paste_agent.recorder.layout import KEPT_LOST
 from paste_agent.recorder.reader import InFlight
 from paste_agent.stacks import Crash
+from paste_agent.wording import duration
 
 TIMEOUT, OUT_OF_MEMORY, SIGNAL, EXIT, UNKNOWN = "timeout", "out_of_memory", "signal", "exit", "unknown"
 #: Requests that one account names; a worker of greenlets may have had thousands.
@@ -310,7 +311,7 @@ def _indented(stack: str) -> list[str]:
 
 def _duration(seconds: float) -> str:
     if seconds < 10:
-        return f"{seconds:.1f} s"
+        return duration(seconds)
     for size, unit in ((86_400, "d"), (3600, "h"), (60, "min")):
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}"
