@@ -71,11 +71,12 @@ def _is_store(path: str) -> bool:
 
 
 def _service_in(path: str, service: str | None) -> Settings:
-    services = services_in(path, os.environ)
-    if service is not None:
-        services = [found for found in services if found.service_name == service]
+    measured = services_in(path, os.environ)
+    services = [found for found in measured if service in (None, found.service_name)]
     if len(services) != 1:
-        names = ", ".join(found.service_name for found in services_in(path, os.environ))
+        names = ", ".join(found.service_name for found in measured)
+        if not services:
+            raise IniError(f"{path}: measures no service {service!r}; choose one of {names} with --service")
         raise IniError(f"{path}: measures the services {names}; choose one with --service")
     return services[0]
 

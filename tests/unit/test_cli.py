@@ -317,7 +317,7 @@ def test_several_services_have_to_be_told_apart(run: Run, store: Store, tmp_path
     )
     path = ini_of(tmp_path, "service_name = shop", other + PIPELINE)
     refused(run("report", path), "shop, other", "--service")
-    refused(run("report", "--service", "third", path), "shop, other", "--service")
+    refused(run("report", "--service", "third", path), "no service 'third'", "shop, other", "--service")
     refused(run("report", "--service", "other", path), "no store yet")
     assert json.loads(run("report", "--json", "--service", "shop", path).output)["requests"] == 140
 
