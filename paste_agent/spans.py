@@ -20,14 +20,13 @@ from paste_agent.raised import BETWEEN, is_of_library, type_name
 from paste_agent.recorder import layout
 from paste_agent.recorder.layout import SPAN_AT
 from paste_agent.recorder.writer import Key, SpanKey
-from paste_agent.said import Said
+from paste_agent.said import Said, plain_value
 from paste_agent.transaction import UnderWay, Within, current
 
 _ROOM = layout.SPAN.size - 8
 _MAX_NAME = 255
 _MAX_ATTRIBUTES = 64
 _MAX_KEY = 128
-_MAX_VALUE = 1024
 _MAX_STEPS = 60
 _own_parts = len(PARTS)
 #: In the place of a category, of one that stood aside: it has ended; it has ended, and its thread left it out of turn.
@@ -355,13 +354,13 @@ class span(Decorator):
         return self
 
     def set(self, key: str, value: str | int | float | bool) -> None:
-        """Give the span an attribute; one of another type than these is left out."""
+        """Give the span an attribute; a value that `add_attribute` would not take is left out."""
         found = self._span
-        if found is None or type(key) is not str or type(value) not in (str, int, float, bool):
+        if found is None or type(key) is not str or (kept := plain_value(value)) is None:
             return
         attributes = found.attributes = found.attributes or Said()
         if len(attributes) < _MAX_ATTRIBUTES or key in attributes:
-            attributes[key[:_MAX_KEY]] = value[:_MAX_VALUE] if type(value) is str else value
+            attributes[key[:_MAX_KEY]] = kept
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

@@ -588,6 +588,8 @@ def test_a_span_takes_only_attributes_that_can_be_sent(recorder: Recorder) -> No
             one.set("text", "x" * 5000)
             one.set("number", 7)
             one.set("object", Hostile())  # type: ignore[arg-type]
+            one.set("nan", float("nan"))
+            one.set("too large", 1 << 63)
             one.set(Hostile(), 1)  # type: ignore[arg-type]
 
     (found,) = spans_within(recorder, run)
