@@ -131,6 +131,7 @@ Each bound is a bucket of its own: neither an outage nor a client that sets the 
 multiplies what is stored and sent.
 
 `paste_agent.sampling.probability` is how likely a transaction like this one is to be kept; 1 where it is not there.
+[What adds up](traces.md#what-is-kept).
 
 A slow request carries `code.stacktrace`: where it was when its stack was last taken, `paste_agent.stack.age` seconds
 after its start. A lost request is a failed span with the `error.type` `worker_<reason>`, as long as it was in flight.

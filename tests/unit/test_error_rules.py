@@ -335,6 +335,7 @@ def test_failures_beyond_the_budget_are_counted_and_not_kept(tmp_path: Path) -> 
     for _ in range(200):
         serve(recorder, meanwhile=noting(KeyError("x")))
     assert len(recorder.kept) == 60
+    assert [kept.alike.probability for kept in recorder.kept if kept.alike] == [pytest.approx(60 / 200)] * 60
     die(recorder)
     with leading(tmp_path) as lead:
         lead.drain()
