@@ -479,7 +479,11 @@ def _cure_of_unknown(name: str, known: Mapping[str, object]) -> str:
     import difflib  # only a mistake needs it
 
     near = difflib.get_close_matches(name, known, n=1)
-    return f"unknown key; did you mean {near[0]}?" if near else "unknown key; `paste-agent check` lists the known ones"
+    return (
+        f"unknown key; did you mean {near[0]}?"
+        if near
+        else "unknown key; `paste-agent generate-config` prints the known ones"
+    )
 
 
 #: What `high_security` makes of settings that record more.

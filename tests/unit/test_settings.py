@@ -315,7 +315,7 @@ def test_every_setting_that_high_security_knows_is_one() -> None:
         ("reprot_interval_s", "did you mean report_interval_s?"),
         ("Endpoint", "did you mean endpoint?"),
         ("header", "did you mean headers?"),
-        ("zzz", "`paste-agent check` lists the known ones"),
+        ("zzz", "`paste-agent generate-config` prints the known ones"),
     ],
 )
 def test_an_unknown_key_names_the_nearest(key: str, cure: str) -> None:
