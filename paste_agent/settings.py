@@ -301,7 +301,7 @@ class Settings:
         section: str,
         overruled: Sequence[str] = (),
     ) -> None:
-        """values: by key, complete. origins: 'default', 'ini', or the name of the environment variable, by key.
+        """values: by key, complete. origins: 'default', 'ini', 'high_security', or the name of the environment variable, by key.
 
         overruled: keys whose values `high_security` has replaced.
         """
@@ -383,6 +383,7 @@ def load(
         values[row.key], origins[row.key] = _effective(row, local_conf, environ, section)
     overruled = _overrule(values) if values["high_security"] else ()
     _derive(values, global_conf, environ, fallback_name)
+    origins.update(dict.fromkeys(overruled, "high_security"))
     found = Settings(values, origins, section, overruled)
     found.passed_over = tuple(dict.fromkeys((*_other_exporters(found, environ), *_other_protocols(found, environ))))
     return found

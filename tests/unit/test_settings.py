@@ -286,12 +286,14 @@ def test_high_security_overrules_what_records_more_than_the_defaults() -> None:
     assert set(found.overruled) == {*RECORDS_MORE, "record_error_messages"}
     for key in found.overruled:
         assert found.values[key] == settings.SECURE[key], key
+        assert found.origins[key] == "high_security"
     assert (found.record_sql, found.forward_logs, found.record_error_messages) == ("sanitised", "off", False)
 
 
 def test_high_security_leaves_alone_what_records_less() -> None:
     found = loaded(high_security="true", record_sql="off", exclude_attributes="client.*", record_error_messages="false")
     assert found.overruled == ()
+    assert found.origins["record_sql"] == "ini"
     assert (found.record_sql, found.exclude_attributes) == ("off", ("client.*",))
 
 
