@@ -115,8 +115,8 @@ _class_names = kinds.names(
 
 
 def _classes(text: str) -> tuple[str, ...]:
-    """`module.Class`; other agents have a colon between the two."""
-    return tuple(name.replace(":", ".") for name in _class_names(text))
+    """`module.Class`; other agents have a colon between the two, and a module for builtins."""
+    return tuple(name.replace(":", ".").removeprefix("builtins.") for name in _class_names(text))
 
 
 def _per_minute(key: str, default: float, help_text: str) -> Setting:
@@ -195,8 +195,8 @@ TABLE: dict[str, Setting] = {
         Setting("cpu_time", kinds.boolean, False, "", "Measure the CPU time of a transaction's thread: two system calls a request. Says nothing with greenlets."),
         Setting("ignore_errors", _classes, (), "", "Exceptions, and their subclasses, that are no errors and are not recorded."),
         Setting("expected_errors", _classes, (), "", "Exceptions, and their subclasses, that are recorded and do not count as failures."),
-        Setting("ignore_statuses", kinds.statuses, (), "", "Statuses of 500 and above that are no errors, such as 503 or 502-504."),
-        Setting("expected_statuses", kinds.statuses, (), "", "Statuses of 500 and above that are recorded and do not count as failures."),
+        Setting("ignore_statuses", kinds.statuses, (), "", "Statuses that are no errors, such as 503 or 502-504, nor is what is raised on the way to them. Below 500 only the latter matters."),
+        Setting("expected_statuses", kinds.statuses, (), "", "Statuses that are recorded and do not count as failures, with what is raised on the way to them. Below 500 only the latter matters."),
         Setting("record_headers", kinds.names(r"[A-Za-z0-9-]+", "names of request headers, for example X-Request-Id"), (), "", "Request headers that kept traces tell, by name."),
         Setting("include_attributes", kinds.names(r"[\w.*?-]+", "patterns of attribute names, for example app.* user.plan"), (), "", "Attributes that an application may set, as patterns with *; none: all."),
         Setting("exclude_attributes", kinds.names(r"[\w.*?-]+", "patterns of attribute names, for example client.* user_agent.original"), (), "", "Attributes that are never recorded, as patterns with *; stronger than the former. Those by which requests are counted stay."),

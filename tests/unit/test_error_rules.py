@@ -269,6 +269,14 @@ def test_rules_of_statuses_hold_for_what_was_raised(
         assert failures_of(lead.store) == 0
 
 
+def test_a_rule_of_a_status_below_500_holds_for_what_was_noted_on_the_way(tmp_path: Path) -> None:
+    recorder = open_recorder(tmp_path, error_rules=ErrorRules(ignored_statuses=[404]))
+    serve(recorder, status="404 No", meanwhile=noting(KeyError("x")))
+    assert list(recorder.kept) == []
+    serve(recorder, status="403 No", meanwhile=noting(KeyError("x")))
+    assert len(recorder.kept) == 1
+
+
 # -- noted more than once ------------------------------------------------------------------------------------------
 
 
