@@ -163,21 +163,30 @@ class Sampler:
         of its queries is slow, or repeats. decided: what `choose` and `take_failed` have said before.
         Every transaction that a reason speaks for has to come here, kept or not: see `alike`.
         """
-        slow = duration_ns > self.slow_ns
-        alike = self.alike(slow=slow, failed=failed or noted, parent_sampled=parent_sampled, queries=queries)
-        why = decided | self.choose(number)
-        if failed and self._failed.take():
-            why |= KEPT_FAILED
-        if slow and self._slow.take():
-            why |= KEPT_SLOW
-        if parent_sampled and self._parent.take():
-            why |= KEPT_PARENT
-        if queries and self._queries.take():
-            why |= KEPT_QUERIES
-        if slow or failed or noted or parent_sampled or queries:
-            alike.ended += 1
-        elif why:  # one of many that were not asked
-            alike.ended += 1 / self._chance
+        why, reasons = decided, 0
+        if number >= self.next_random:
+            why |= self.choose(number)
+        if failed or noted:
+            reasons = KEPT_FAILED
+            if failed and self._failed.take():
+                why |= KEPT_FAILED
+        if duration_ns > self.slow_ns:
+            reasons |= KEPT_SLOW
+            if self._slow.take():
+                why |= KEPT_SLOW
+        if parent_sampled:
+            reasons |= KEPT_PARENT
+            if self._parent.take():
+                why |= KEPT_PARENT
+        if queries:
+            reasons |= KEPT_QUERIES
+            if self._queries.take():
+                why |= KEPT_QUERIES
+        if not reasons and not why:
+            return 0
+        alike = self._alike.get(reasons) or self._alike.setdefault(reasons, Alike())
+        # Those that nothing speaks for have not all been asked: each that chance picks is one of many.
+        alike.ended += 1 if reasons else 1 / self._chance
         why &= ~TURNED_AWAY
         if why:
             alike.kept += 1
@@ -191,8 +200,7 @@ class Sampler:
             | (KEPT_PARENT if parent_sampled else 0)
             | (KEPT_QUERIES if queries else 0)
         )
-        found = self._alike.get(reasons)
-        return self._alike.setdefault(reasons, Alike()) if found is None else found
+        return self._alike.get(reasons) or self._alike.setdefault(reasons, Alike())
 
     def tick(self, elapsed_s: float, finished: int, last: int) -> None:
         """Refill the buckets, say what those kept stand for, fit the chance to the traffic. For the reporter alone.
