@@ -131,6 +131,7 @@ Each bound is a bucket of its own: neither an outage nor a client that sets the 
 multiplies what is stored and sent.
 
 `paste_agent.sampling.probability` is how likely a transaction like this one is to be kept; 1 where it is not there.
+[What adds up](traces.md#what-is-kept).
 `paste_agent.spans.dropped` is how many spans it had beyond those that were kept; none where it is not there.
 
 A slow request carries `code.stacktrace`: where it was when its stack was last taken, `paste_agent.stack.age` seconds

@@ -58,9 +58,9 @@ class background_task(Decorator):
         inside = self.inside = self.inside or Inside()
         if inside.identity is None:
             trace_id, span_id = self._ids()
-            if self.recorder.sampler.choose(self.number):
-                inside.why |= layout.KEPT_RANDOM
-            inside.identity = Identity(trace_id, span_id, bytes(8), False, bool(inside.why), "", "")
+            inside.why |= self.recorder.sampler.choose(self.number)
+            sampled = inside.why == layout.KEPT_RANDOM
+            inside.identity = Identity(trace_id, span_id, bytes(8), False, sampled, "", "")
         return inside.identity
 
     def note(self, error: BaseException, *, expected: bool = False) -> None:
@@ -164,16 +164,18 @@ class background_task(Decorator):
         recorder, inside, sampler = self.recorder, self.inside, self.recorder.sampler
         notable = inside is not None and inside.notable
         raised = inside.raised if inside is not None else None
+        seen = inside.errors if inside is not None else None
+        noted = seen is not None and not all(one.expected for one in seen)
+        failed = error is not None and seen is None  # else it has been asked
         why = sampler.decide(
             -1 if inside is not None and inside.identity is not None else self.number,
             0,
-            failed=error is not None and (inside is None or inside.errors is None),  # else it has been asked
+            failed=failed,
             parent_sampled=False,
             queries=notable,
-            decided=inside.why if inside is not None else 0,
+            noted=noted,
+            decided=(inside.why if inside is not None else 0) | (layout.KEPT_FAILED if raised is not None else 0),
         )
-        if raised is not None:  # it has taken its token
-            why |= layout.KEPT_FAILED
         if why == 0:
             return 0
         identity = inside.identity if inside is not None else None
@@ -197,12 +199,7 @@ class background_task(Decorator):
                 tracestate="",
                 error=raised_of(error) if error is not None and raised is None else raised,
                 inside=inside,
-                probability=sampler.probability(
-                    slow=False,
-                    failed=error is not None or raised is not None,
-                    parent_sampled=False,
-                    queries=notable,
-                ),
+                alike=sampler.alike(slow=False, failed=failed or noted, parent_sampled=False, queries=notable),
             )
         )
         return why

@@ -62,8 +62,8 @@ def trace_row(
         # Where the time went, without any instrumentation.
         found["code.stacktrace"] = stacks.render(stacks.parse(stack))
         found["paste_agent.stack.age"] = max(0, taken_ns - kept.start_ns) / 1e9
-    if kept.probability < 1:
-        found["paste_agent.sampling.probability"] = kept.probability
+    if kept.alike is not None and kept.alike.probability < 1:
+        found["paste_agent.sampling.probability"] = kept.alike.probability
     if kept.layers:
         found["paste.layers"] = [f"{name} {own_ns / 1e6:.3f} ms" for name, own_ns in reversed(kept.layers)]
     detail: dict[str, object] = {"attributes": found}

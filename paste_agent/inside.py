@@ -149,7 +149,7 @@ class Inside:
         self.parts: dict[int, list[int]] = {}  #: of those in PARTS that there were: how many spans, and their time, ns
         self.queries: dict[bytes, int] = {}  #: how often each statement was executed
         self.notable = False  #: one of them is slow, or repeats
-        self.remarkable = False  #: kept because of what is inside, if its bucket allows
+        self.remarkable = False  #: what is inside speaks for keeping it; its bucket decides
         self.why = 0  #: KEPT_ bits that have been decided before the end
         self.identity: Identity | None = None
         self.name: str | None = None  #: given by the application
@@ -199,9 +199,10 @@ class Inside:
         if known or len(errors) >= MAX_ERRORS:
             return
         errors.append(seen)
-        if not expected and self.raised is None and take_failed():
-            self.raised = raised_of(error)
-            self.remarkable = True
+        if not expected and self.raised is None:
+            self.remarkable = True  # kept or not: those kept stand for those that are not
+            if take_failed():
+                self.raised = raised_of(error)
 
     def pardon(self, expected: bool) -> bool:
         """Take all errors for expected ones, or forget them; whether one of them was to be kept with its stack."""

@@ -36,7 +36,9 @@ def number(
             number = float(text)
         except ValueError:
             number = float("nan")
-        if not (number >= low if low_included else number > low) or number > high:  # a NaN fails both
+        if number > high:
+            raise WrongValue(f"expected {unit} up to {high:.0f}, for example {example}")
+        if not (number >= low if low_included else number > low):  # a NaN fails both
             raise WrongValue(f"expected {bound}, for example {example}")
         return number
 

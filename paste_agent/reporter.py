@@ -116,10 +116,11 @@ class Reporter:
         recorder = self._recorder
         recorder.set_words(layout.W_PROBED_AT, probes.probe().words())
         finished, self._finished = recorder.latest - self._finished, recorder.latest
+        settled = len(recorder.kept)  # what those kept stand for is known when their interval is over
         recorder.sampler.tick(elapsed_s, finished, recorder.latest)
         recorder.grow()
         self._watch.look(now_ns)
-        self._write_kept()
+        self._write_kept(settled)
         if self._logs is not None:
             self._logs.tick(elapsed_s)
         with native.UNDIVIDED:
@@ -136,7 +137,7 @@ class Reporter:
 
     def _last(self) -> float:
         self._recorder.set_words(layout.W_PROBED_AT, probes.probe().words())
-        self._write_kept()
+        self._write_kept(len(self._recorder.kept))
         if self._logs is not None:
             self._logs.write()
         if _take_before(self._lease, self._directory, self._deadline):
@@ -152,15 +153,15 @@ class Reporter:
             return False
         return bool(self._recorder.word(layout.W_WITNESSED)) and probes.root_pid() == os.getppid()
 
-    def _write_kept(self) -> None:
-        if not self._recorder.kept:
+    def _write_kept(self, most: int) -> None:
+        if not most:
             return
         if self._traces is None:
             with native.UNDIVIDED:
                 from paste_agent.trace_writer import TraceWriter
             self._traces = TraceWriter(self._settings, self._recorder, self._directory, self._warn)
             self._waiting = self._traces.waiting
-        self._traces.write()
+        self._traces.write(most)
 
 
 def complete(settings: Settings, directory: str, warn: Warnings) -> None:

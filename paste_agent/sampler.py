@@ -17,8 +17,10 @@ from paste_agent.recorder.layout import KEPT_FAILED, KEPT_PARENT, KEPT_QUERIES, 
 _NEVER = 1 << 62
 #: What is kept between two ticks of the reporter is memory of the worker.
 _BURST = 60
-#: What share a bucket lets through is told from so many seconds, or so many tokens where they are rare.
-_KNOWN_S, _KNOWN_TOKENS = 60.0, 16
+#: One that comes so long after others that were passed over does not stand for them.
+_INHERITED_S = 300.0
+#: Beside the KEPT_ bits: chance picked it, and there was no token left.
+TURNED_AWAY = 1 << 16
 #: Keys of the environ that become attributes of a kept span.
 HEADERS = ("HTTP_HOST", "SERVER_NAME", "SERVER_PORT", "REMOTE_ADDR", "HTTP_USER_AGENT", "wsgi.url_scheme")
 
@@ -34,28 +36,17 @@ class TokenBucket:
         self._capacity = min(math.ceil(per_minute), _BURST)
         self._owed = 0.0
         self._tokens = [None] * self._capacity
-        #: How often it was asked, and let through, since the last refill; off by a few where threads meet.
-        self._asked = self._taken = 0
-        #: The same, of lately: what is older counts less.
-        self._known_asked = self._known_taken = 0.0
-        self._was_full = True
-        #: Of those who asked lately, how many were let through.
-        self.share = 1.0 if per_minute else 0.0
 
     def take(self) -> bool:
         """Whether there was a token left."""
-        self._asked += 1
         try:
             self._tokens.pop()
         except IndexError:
             return False
-        self._taken += 1
         return True
 
     def give_back(self) -> None:
         """Undo a `take` that let through."""
-        self._asked -= 1
-        self._taken -= 1
         self._tokens.append(None)
 
     def refill(self, elapsed_s: float) -> None:
@@ -63,36 +54,37 @@ class TokenBucket:
         self._owed = min(self._owed + self._per_minute * elapsed_s / 60, float(self._capacity))
         whole = int(self._owed)
         self._owed -= whole
-        if self._per_minute and elapsed_s > 0:
-            self._learn(elapsed_s)
         room = self._capacity - len(self._tokens)
         self._tokens.extend([None] * min(whole, room))
-        self._was_full = len(self._tokens) >= self._capacity
 
-    def forget(self) -> None:
-        """What asked so far says nothing of what asks from now on: few are expected to be turned away."""
-        self._known_asked = self._known_taken = 4.0
-        self.share = 1.0
 
-    def _learn(self, elapsed_s: float) -> None:
-        """Tell the share of the next seconds by that of the last."""
-        asked, taken = self._asked, self._taken
-        self._asked = self._taken = 0
-        known_s = max(_KNOWN_S, _KNOWN_TOKENS * 60 / self._per_minute)
-        if self._was_full and not asked:
-            self._known_asked = self._known_taken = 0.0
-            self.share = 1.0
-            return
-        if self._was_full and taken < asked:
-            # What had been saved up is gone: from now on it lets through what is put in.
-            self._known_asked = asked * known_s / elapsed_s
-            self._known_taken = self._per_minute * known_s / 60
-        else:
-            older = 0.5 ** (elapsed_s / known_s)
-            self._known_asked = self._known_asked * older + asked
-            self._known_taken = self._known_taken * older + taken
-        if self._known_asked:
-            self.share = min(max(self._known_taken, 0.5) / self._known_asked, 1.0)
+class Alike:
+    """Transactions that the same reasons spoke for, of those that ended between two ticks of the reporter.
+
+    Those kept stand for all of them. Where none was kept, all of them are handed on to the next such interval; so
+    what is kept adds up to what there was, whatever the buckets, the chance, and the order of those who asked. No
+    product of shares would: a request that is slow and failed finds either bucket full, or both empty.
+    """
+
+    __slots__ = ("ended", "idle_s", "inherited", "kept")
+
+    def __init__(self, inherited: float = 0.0, idle_s: float = 0.0) -> None:
+        #: How many there were, as far as is known: off by a few where threads meet.
+        self.ended = self.inherited = inherited
+        self.kept = 0
+        self.idle_s = idle_s  #: since the last of those that are inherited
+
+    @property
+    def probability(self) -> float:
+        """How likely it was that one of them is kept; known when the interval is over."""
+        return min(1.0, self.kept / self.ended) if self.kept and self.ended else 1.0
+
+    def heir(self, elapsed_s: float) -> Alike | None:
+        """What the next interval begins with; None: with nothing. elapsed_s: how long this one was."""
+        if self.kept:
+            return None
+        idle_s = self.idle_s + max(elapsed_s, 0.0) if self.ended == self.inherited else 0.0
+        return Alike(self.ended, idle_s) if self.ended and idle_s < _INHERITED_S else None
 
 
 class Sampler:
@@ -129,7 +121,8 @@ class Sampler:
         self._failed = TokenBucket(failed)
         self._queries = TokenBucket(queries)
         self._per_minute = random
-        self._chance = self._learnt_at = 1.0
+        self._chance = 1.0
+        self._alike: dict[int, Alike] = {}  # by the KEPT_ bits of what speaks for them
         #: Transactions of lately, and the seconds that they took to come: what is older counts less.
         self._seen = self._seen_s = 0.0
         self._draw = Random(seed)
@@ -142,12 +135,15 @@ class Sampler:
         """What `take_failed` let through turned out to be no failure."""
         self._failed.give_back()
 
-    def choose(self, number: int) -> bool:
-        """Whether chance picks this transaction; decided before its end when a service that it calls has to be told."""
+    def choose(self, number: int) -> int:
+        """Whether chance picks this transaction: KEPT_RANDOM, TURNED_AWAY or 0.
+
+        Asked before its end when a service that it calls has to be told; `decide` wants the answer.
+        """
         if number < self.next_random:
-            return False
+            return 0
         self.next_random = number + self._gap()
-        return self._random.take()
+        return KEPT_RANDOM if self._random.take() else TURNED_AWAY
 
     def decide(
         self,
@@ -157,50 +153,64 @@ class Sampler:
         failed: bool,
         parent_sampled: bool,
         queries: bool = False,
+        noted: bool = False,
         decided: int = 0,
     ) -> int:
         """Why the transaction is kept, as KEPT_ bits; 0 when it is not.
 
         number: of the transaction in its process, counted up by one each.
-        failed: whether it failed and `take_failed` has not been asked yet. queries: whether one of its queries is
-        slow, or repeats. decided: what `choose` has said before.
+        failed: whether it failed and `take_failed` has not been asked yet. noted: whether it has. queries: whether one
+        of its queries is slow, or repeats. decided: what `choose` and `take_failed` have said before.
+        Every transaction that a reason speaks for has to come here, kept or not: see `alike`.
         """
-        why = decided
-        if failed and self._failed.take():
-            why |= KEPT_FAILED
-        if duration_ns > self.slow_ns and self._slow.take():
-            why |= KEPT_SLOW
-        if parent_sampled and self._parent.take():
-            why |= KEPT_PARENT
-        if queries and self._queries.take():
-            why |= KEPT_QUERIES
-        if self.choose(number):
-            why |= KEPT_RANDOM
+        why, reasons = decided, 0
+        if number >= self.next_random:
+            why |= self.choose(number)
+        if failed or noted:
+            reasons = KEPT_FAILED
+            if failed and self._failed.take():
+                why |= KEPT_FAILED
+        if duration_ns > self.slow_ns:
+            reasons |= KEPT_SLOW
+            if self._slow.take():
+                why |= KEPT_SLOW
+        if parent_sampled:
+            reasons |= KEPT_PARENT
+            if self._parent.take():
+                why |= KEPT_PARENT
+        if queries:
+            reasons |= KEPT_QUERIES
+            if self._queries.take():
+                why |= KEPT_QUERIES
+        if not reasons and not why:
+            return 0
+        alike = self._alike.get(reasons) or self._alike.setdefault(reasons, Alike())
+        # Those that nothing speaks for have not all been asked: each that chance picks is one of many.
+        alike.ended += 1 if reasons else 1 / self._chance
+        why &= ~TURNED_AWAY
+        if why:
+            alike.kept += 1
         return why
 
-    def probability(self, *, slow: bool, failed: bool, parent_sampled: bool, queries: bool) -> float:
-        """How likely it is that a transaction like this is kept: one over it is how many each of them stands for.
-
-        Each reason keeps it by itself, so it goes unkept only where all of them pass it over.
-        """
-        passed_over = 1.0 - self._chance * self._random.share if self._per_minute else 1.0
-        for applies, bucket in (
-            (slow, self._slow),
-            (failed, self._failed),
-            (parent_sampled, self._parent),
-            (queries, self._queries),
-        ):
-            if applies:
-                passed_over *= 1.0 - bucket.share
-        return min(1.0, max(1.0 - passed_over, 1e-6))
+    def alike(self, *, slow: bool, failed: bool, parent_sampled: bool, queries: bool) -> Alike:
+        """Those of this moment that one like this is counted among; what it stands for, once the moment is over."""
+        reasons = (
+            (KEPT_SLOW if slow else 0)
+            | (KEPT_FAILED if failed else 0)
+            | (KEPT_PARENT if parent_sampled else 0)
+            | (KEPT_QUERIES if queries else 0)
+        )
+        return self._alike.get(reasons) or self._alike.setdefault(reasons, Alike())
 
     def tick(self, elapsed_s: float, finished: int, last: int) -> None:
-        """Refill the buckets, and fit the chance to the traffic. For the reporter alone.
+        """Refill the buckets, say what those kept stand for, fit the chance to the traffic. For the reporter alone.
 
         finished: transactions that ended in these `elapsed_s` seconds. last: number of the last one.
         """
         for bucket in (self._parent, self._random, self._slow, self._failed, self._queries):
             bucket.refill(elapsed_s)
+        heirs = {reasons: one.heir(elapsed_s) for reasons, one in self._alike.copy().items()}
+        self._alike = {reasons: heir for reasons, heir in heirs.items() if heir is not None}
         if not self._per_minute or elapsed_s <= 0:
             return
         # A burst of one second does not decide for the next, nor does one that a few happened to miss.
@@ -209,9 +219,6 @@ class Sampler:
         self._seen_s = self._seen_s * older + elapsed_s
         per_minute = self._seen * 60 / self._seen_s
         self._chance = min(1.0, max(self._per_minute / per_minute, 1e-9)) if per_minute else 1.0
-        if not 0.5 < self._chance / self._learnt_at < 2:
-            self._learnt_at = self._chance
-            self._random.forget()
         # Drawn when there was more traffic, the next one may be very far. To draw again is fair, each time: what chance
         # has not picked so far says nothing about what it picks next. (To take the nearer of two draws would not be.)
         self.next_random = last + self._gap()

@@ -115,8 +115,8 @@ _class_names = kinds.names(
 
 
 def _classes(text: str) -> tuple[str, ...]:
-    """`module.Class`; other agents have a colon between the two."""
-    return tuple(name.replace(":", ".") for name in _class_names(text))
+    """`module.Class`; other agents have a colon between the two, and a module for builtins."""
+    return tuple(name.replace(":", ".").removeprefix("builtins.") for name in _class_names(text))
 
 
 def _per_minute(key: str, default: float, help_text: str) -> Setting:
@@ -195,8 +195,8 @@ TABLE: dict[str, Setting] = {
         Setting("cpu_time", kinds.boolean, False, "", "Measure the CPU time of a transaction's thread: two system calls a request. Says nothing with greenlets."),
         Setting("ignore_errors", _classes, (), "", "Exceptions, and their subclasses, that are no errors and are not recorded."),
         Setting("expected_errors", _classes, (), "", "Exceptions, and their subclasses, that are recorded and do not count as failures."),
-        Setting("ignore_statuses", kinds.statuses, (), "", "Statuses of 500 and above that are no errors, such as 503 or 502-504."),
-        Setting("expected_statuses", kinds.statuses, (), "", "Statuses of 500 and above that are recorded and do not count as failures."),
+        Setting("ignore_statuses", kinds.statuses, (), "", "Statuses that are no errors, such as 503 or 502-504, nor is what is raised on the way to them. Below 500 only the latter matters."),
+        Setting("expected_statuses", kinds.statuses, (), "", "Statuses that are recorded and do not count as failures, with what is raised on the way to them. Below 500 only the latter matters."),
         Setting("record_headers", kinds.names(r"[A-Za-z0-9-]+", "names of request headers, for example X-Request-Id"), (), "", "Request headers that kept traces tell, by name."),
         Setting("include_attributes", kinds.names(r"[\w.*?-]+", "patterns of attribute names, for example app.* user.plan"), (), "", "Attributes that an application may set, as patterns with *; none: all."),
         Setting("exclude_attributes", kinds.names(r"[\w.*?-]+", "patterns of attribute names, for example client.* user_agent.original"), (), "", "Attributes that are never recorded, as patterns with *; stronger than the former. Those by which requests are counted stay."),
@@ -301,7 +301,7 @@ class Settings:
         section: str,
         overruled: Sequence[str] = (),
     ) -> None:
-        """values: by key, complete. origins: 'default', 'ini', or the name of the environment variable, by key.
+        """values: by key, complete. origins: 'default', 'ini', 'high_security', or the name of the environment variable, by key.
 
         overruled: keys whose values `high_security` has replaced.
         """
@@ -383,6 +383,7 @@ def load(
         values[row.key], origins[row.key] = _effective(row, local_conf, environ, section)
     overruled = _overrule(values) if values["high_security"] else ()
     _derive(values, global_conf, environ, fallback_name)
+    origins.update(dict.fromkeys(overruled, "high_security"))
     found = Settings(values, origins, section, overruled)
     found.passed_over = tuple(dict.fromkeys((*_other_exporters(found, environ), *_other_protocols(found, environ))))
     return found
@@ -479,7 +480,11 @@ def _cure_of_unknown(name: str, known: Mapping[str, object]) -> str:
     import difflib  # only a mistake needs it
 
     near = difflib.get_close_matches(name, known, n=1)
-    return f"unknown key; did you mean {near[0]}?" if near else "unknown key; `paste-agent check` lists the known ones"
+    return (
+        f"unknown key; did you mean {near[0]}?"
+        if near
+        else "unknown key; `paste-agent generate-config` prints the known ones"
+    )
 
 
 #: What `high_security` makes of settings that record more.

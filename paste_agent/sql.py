@@ -137,7 +137,8 @@ _SQLITE_NAME = r'"[^"]*(?:""[^"]*)*"'
 _SQLITE_BEFORE = r"(?i:AS|COLUMN|FROM|INDEX|INTO|JOIN|REFERENCES|SET|TABLE|UPDATE|VIEW)"
 _SQLITE_COLUMNS = rf"\(\s*{_SQLITE_NAME}(?:\s*,\s*{_SQLITE_NAME})*\s*\)(?=\s*(?i:VALUES|SELECT)\b)"
 _SQLITE_NAMES = (
-    rf"{_SQLITE_BEFORE}\s*{_SQLITE_NAME}|{_SQLITE_COLUMNS}|(?<=\.){_SQLITE_NAME}|{_SQLITE_NAME}(?=\s*\.\s*[^\d\s])"
+    rf"{_SQLITE_BEFORE}\s*{_SQLITE_NAME}|{_SQLITE_COLUMNS}|(?<=[\w\"`\]]\.){_SQLITE_NAME}"
+    rf"|{_SQLITE_NAME}(?=\s*\.\s*[^\d\s])"
 )
 
 
@@ -220,6 +221,7 @@ _PARTS = {
 _QUOTED = re.compile(r"\"[^\"]*(?:\"\"[^\"]*)*\"?|`[^`]*(?:``[^`]*)*`?|\[[^\]]*(?:\]\][^\]]*)*\]?")
 #: On one line, and without what later steps could take for something else.
 _TAME = re.compile(r"(?:\"[\w $#@./:+-]+\"|`[\w $#@./:+-]+`|\[[\w $#@./:+-]+\])")
+_SQLITE_INTO = re.compile(rf"(?<!\w)INTO\s*{DOTTED}\s*(?:AS\s*{NAME}\s*)?\Z", re.IGNORECASE)
 _BRACKETED = re.compile(rf"'[^']*'|(?<!\w){_NUMBER}|(?<!\w){_KEY}\w*")
 
 
@@ -230,6 +232,8 @@ def _shown(part: re.Match[str]) -> str:
     if kind == "drop":
         return " "
     if kind == "name":
+        if part[0][0] == "(" and _SQLITE_INTO.search(part.string[max(part.start() - 200, 0) : part.start()]) is None:
+            return _QUOTED.sub("?", part[0])  # no columns that something is inserted into
         return _QUOTED.sub(_shown_name, part[0])
     if kind == "brackets":
         return _BRACKETED.sub("?", part[0])
@@ -269,6 +273,8 @@ _FIRST_WORDS = {
     "PRAGMA": _shown_of(r"PRAGMA [\w.]+"),
     "ATTACH": _shown_of("ATTACH"),
     "CONNECT": _shown_of("CONNECT"),
+    # Of SQLite, where a path may name a user.
+    "VACUUM": _shown_of(r"VACUUM(?:(?! INTO(?!\w)).)*(?: INTO)?"),
     # Not values, but there may be as many of these names as there are transactions.
     "SAVEPOINT": _shown_of("SAVEPOINT"),
     "RELEASE": _shown_of("RELEASE(?: SAVEPOINT)?"),
@@ -279,7 +285,10 @@ _EXECUTE = re.compile(rf"(?<!\w)(EXEC(?:UTE)?(?!\w)(?: (?!@){DOTTED}(?![\w.]))?)
 _IDENTIFIED = re.compile(r"\bIDENTIFIED\b.*", re.IGNORECASE)
 #: The rows may follow.
 _STDIN = re.compile(r"(\bFROM STDIN\b(?: WITH ?\([^()]*\))?)(.*)", re.IGNORECASE)
-_DISTINCT = re.compile(rf"(\bDISTINCT FROM ){_SQLITE_NAME}", re.IGNORECASE)
+#: What stands behind such a FROM is no table. That of a function is another dialect's.
+_NO_TABLE = re.compile(
+    rf"(\bDISTINCT FROM ?|\((?:(?!\b(?:SELECT|DELETE)\b)(?:[^()]|\([^()]*\)))* FROM ?){_SQLITE_NAME}", re.IGNORECASE
+)
 
 
 def _without_bare_values(text: str, dialect: str) -> str:
@@ -300,8 +309,8 @@ def _without_bare_values(text: str, dialect: str) -> str:
         text = _IDENTIFIED.sub("IDENTIFIED ?", text)
     if "STDIN" in upper:
         text = _STDIN.sub(_shown_before, text)
-    if dialect == "sqlite" and 'DISTINCT FROM "' in upper:
-        text = _DISTINCT.sub(r"\1?", text)
+    if dialect == "sqlite" and ('FROM "' in upper or 'FROM"' in upper) and ("(" in text or "DISTINCT" in upper):
+        text = _NO_TABLE.sub(r"\1?", text)
     return text
 
 

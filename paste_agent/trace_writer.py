@@ -9,7 +9,7 @@ from collections import deque
 from paste_agent import detail, kept, native
 from paste_agent.kept import TraceRow
 from paste_agent.log import Warnings
-from paste_agent.recorder.writer import Recorder
+from paste_agent.recorder.writer import MAX_KEPT, Recorder
 from paste_agent.settings import Settings
 from paste_agent.transaction import KeptTransaction
 
@@ -30,13 +30,14 @@ class TraceWriter:
         self._written = 0
         self.waiting: deque[TraceRow] = deque(maxlen=1024)
 
-    def write(self) -> None:
-        """Hand on what has been kept since."""
+    def write(self, most: int = MAX_KEPT) -> None:
+        """Hand on what has been kept since. most: so many of them; what the others stand for is not known yet."""
         offset_ns = time.time_ns() - time.perf_counter_ns()
         rows: list[TraceRow] = []
         size = 0
         # What does not fit into one file is for the next round.
-        while self._recorder.kept and size < kept.MAX_BYTES // 2:
+        while self._recorder.kept and most > 0 and size < kept.MAX_BYTES // 2:
+            most -= 1
             try:
                 row = self._row(self._recorder.kept.popleft(), offset_ns)
             except Exception as fault:  # an object of the application's: the others are kept all the same

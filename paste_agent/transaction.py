@@ -24,6 +24,7 @@ from paste_agent.recorder.layout import (
     RECORD_SIZE,
 )
 from paste_agent.recorder.writer import LENIENT, Recorder
+from paste_agent.sampler import Alike
 
 Environ = dict[str, Any]
 Write = Callable[[bytes], object]
@@ -91,7 +92,7 @@ class KeptTransaction(NamedTuple):
     stack: tuple[int, str] | None = None  #: of a slow one: when it was taken, ns, and a line a frame
     inside: Inside | None = None
     layers: list[tuple[str, int]] | None = None  #: name and own time, ns; the innermost first
-    probability: float = 1.0  #: that one like it is kept
+    alike: Alike | None = None  #: those that it stands for; None: for itself
 
 
 class Transaction:
@@ -386,9 +387,10 @@ class Transaction:
             baggage, parent = environ.get("HTTP_BAGGAGE"), propagation.caller_of(environ)
             sampled = parent is not None and parent.sampled
             # Most are told by their number that chance passes them over.
-            if not sampled and self.number >= recorder.sampler.next_random and recorder.sampler.choose(self.number):
-                inside.why |= layout.KEPT_RANDOM
-                inside.remarkable = sampled = True
+            if not sampled and self.number >= recorder.sampler.next_random:
+                inside.why |= recorder.sampler.choose(self.number)
+                inside.remarkable = inside.remarkable or inside.why != 0
+                sampled = inside.why == layout.KEPT_RANDOM
             if baggage.__class__ is str and "baggage" in recorder.propagators:
                 passed_on = propagation.parse_baggage(baggage)
             else:
@@ -426,19 +428,19 @@ class Transaction:
         parent = propagation.caller_of(environ)
         parent_sampled = parent is not None and parent.sampled
         raised = inside.raised if inside is not None else None
-        noted = inside is not None and inside.errors is not None
+        seen = inside.errors if inside is not None else None
+        noted = seen is not None and not all(one.expected for one in seen)
         # Others have been told that chance passed it over: it does not get a second one.
         told = identity is not None and not parent_sampled
         why = sampler.decide(
             -1 if told else self.number,
             duration_ns,
-            failed=series >= FAILED and not noted,
+            failed=series >= FAILED and seen is None,
             parent_sampled=parent_sampled,
             queries=inside is not None and inside.notable,
-            decided=inside.why if inside is not None else 0,
+            noted=noted,
+            decided=(inside.why if inside is not None else 0) | (layout.KEPT_FAILED if raised is not None else 0),
         )
-        if raised is not None:
-            why |= layout.KEPT_FAILED
         if why == 0:
             return 0
         if identity is None:
@@ -467,9 +469,9 @@ class Transaction:
                 stack=recorder.stack_of(self.slot) if self.slot and slow else None,
                 inside=inside,
                 layers=self.layers,
-                probability=sampler.probability(
+                alike=sampler.alike(
                     slow=slow,
-                    failed=series >= FAILED or noted,
+                    failed=noted or (series >= FAILED and seen is None),
                     parent_sampled=parent_sampled,
                     queries=inside is not None and inside.notable,
                 ),

@@ -16,6 +16,7 @@ from paste_agent.cli.style import count_of_errors, duration, numbers, one_line, 
 from paste_agent.cli.tables import breakdown_table, inside_sections
 from paste_agent.postmortem import short_id
 from paste_agent.stacks import application_frame, parse
+from paste_agent.store.lookup import own_digits
 from paste_agent.store.store import SeriesTotal
 from paste_agent.store.summary import by_route, figures, overall
 from paste_agent.wording import apdex_text, rate_text
@@ -131,7 +132,7 @@ def _traces(title: str, traces: Sequence[dict[str, Any]]) -> Table:
             duration(trace["duration_s"]),
             Text(str(trace["status"] or "–"), style="red" if trace["failed"] else ""),
             what,
-            trace["trace_id"][:16],
+            own_digits(trace["trace_id"])[:16],
         )
     return table
 

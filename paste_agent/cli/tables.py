@@ -23,6 +23,7 @@ from paste_agent.cli.style import (
     table_of,
 )
 from paste_agent.store.inside_summary import SHARED
+from paste_agent.store.lookup import own_digits
 from paste_agent.store.summary import trace_name
 from paste_agent.wording import host_text
 
@@ -144,7 +145,7 @@ def _findings(entries: Sequence[Mapping[str, Any]]) -> Table | None:
             f"×{entry['per_request']:,}",
             duration(entry["duration_s"]),
             where,
-            entry["trace_id"][:16],
+            own_digits(entry["trace_id"])[:16],
         )
     return _with_rest(table, entries)
 
@@ -235,7 +236,7 @@ def _errors(entries: Sequence[Mapping[str, Any]], until: str, wide: bool) -> Tab
             *([_when(entry["first_seen"], until)] if wide else []),
             _when(entry["last_seen"], until),
             what,
-            (entry["last_trace_id"] or "")[:16],
+            own_digits(entry["last_trace_id"] or "")[:16],
         )
     return _with_rest(table, entries)
 

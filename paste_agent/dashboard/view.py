@@ -13,6 +13,7 @@ from paste_agent.settings import Settings
 from paste_agent.stacks import marked
 from paste_agent.store import deployments, history
 from paste_agent.store.inside_summary import rfc3339
+from paste_agent.store.lookup import own_digits
 from paste_agent.store.store import SeriesTotal, Store
 from paste_agent.store.summary import trace_name
 from paste_agent.wording import one_line
@@ -219,7 +220,7 @@ def transaction_link(view: View, attributes: Mapping[str, Any]) -> Markup:
 
 
 def trace_link(view: View, trace_id: str) -> Markup:
-    return tag("a", trace_id[:12], href=view.link(f"/trace/{trace_id}"), class_="mono")
+    return tag("a", own_digits(trace_id)[:12], href=view.link(f"/trace/{trace_id}"), class_="mono")
 
 
 # -- the frame -----------------------------------------------------------------------------------------------------

@@ -65,9 +65,14 @@ class _SQLite(Driver):
         plain.row_factory = None
         try:
             _execute(plain, f"EXPLAIN QUERY PLAN {statement}", arguments or ())
-            return plan_of_lines([str(row[3]) for row in _fetchall(plain)], self.system)
+            return plan_of_lines([_text_of(row[3]) for row in _fetchall(plain)], self.system)
         finally:
             plain.close()
+
+
+def _text_of(detail: Any) -> str:
+    """Of whatever the connection's `text_factory` makes."""
+    return detail.decode("utf-8", "replace") if isinstance(detail, (bytes, bytearray)) else str(detail)
 
 
 def _name_of(database: str) -> str | None:

@@ -15,6 +15,7 @@ from paste_agent.store.store import TRACE_COLUMNS, Store, json_object, trace_row
 _MAX_NS = (1 << 63) - 1
 _MAX_S = 1 << 60
 _ID_DIGITS = 32
+_PADDING = "0" * 16
 #: What a digest has of a detail.
 DIGEST = ("findings", "errors", "exception")
 #: As a list of JSON. What is none to SQLite, such as a NaN, still is to Python.
@@ -24,14 +25,25 @@ _DIGEST = (
 
 
 def trace_ids(store: Store, beginning: str) -> list[str]:
-    """Ids of kept traces that begin so, as hexadecimal digits; two at the most. [] where `beginning` is no digits."""
+    """Ids of kept traces that begin so, as hexadecimal digits; two at the most. [] where `beginning` is no digits.
+
+    Of an id of 64 bits, its own 16 digits, as `own_digits` has them, do as well as all 32.
+    """
     if not beginning or len(beginning) > _ID_DIGITS or not set(beginning.lower()) <= set("0123456789abcdef"):
         return []
-    rows = store.query(
-        "SELECT DISTINCT trace_id FROM traces WHERE trace_id BETWEEN ? AND ? LIMIT 2",
-        (bytes.fromhex(beginning.ljust(_ID_DIGITS, "0")), bytes.fromhex(beginning.ljust(_ID_DIGITS, "f"))),
-    )
-    return [trace_id.hex() for (trace_id,) in rows]
+    found: set[str] = set()
+    for one in (beginning, _PADDING + beginning) if len(beginning) <= len(_PADDING) else (beginning,):
+        rows = store.query(
+            "SELECT DISTINCT trace_id FROM traces WHERE trace_id BETWEEN ? AND ? LIMIT 2",
+            (bytes.fromhex(one.ljust(_ID_DIGITS, "0")), bytes.fromhex(one.ljust(_ID_DIGITS, "f"))),
+        )
+        found.update(trace_id.hex() for (trace_id,) in rows)
+    return sorted(found)[:2]
+
+
+def own_digits(trace_id: str) -> str:
+    """Without the zeros that callers with ids of 64 bits, as B3 and Jaeger allow them, have them filled up with."""
+    return trace_id.removeprefix(_PADDING)
 
 
 def transactions_of(store: Store, trace_id: str, limit: int) -> list[TraceRow]:

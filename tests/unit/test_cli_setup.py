@@ -82,6 +82,7 @@ def test_settings_as_json(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (service,) = found["services"]
     assert (service["service"], service["section"]) == ("shop", "filter:agent")
     assert service["overruled"] == ["record_query", "record_error_messages"]
+    assert service["settings"]["record_query"] == {"value": False, "unit": None, "from": "high_security"}
     assert service["settings"]["endpoint"] == {
         "value": "https://***@c.example/x?***",
         "unit": None,

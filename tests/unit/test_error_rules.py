@@ -269,6 +269,14 @@ def test_rules_of_statuses_hold_for_what_was_raised(
         assert failures_of(lead.store) == 0
 
 
+def test_a_rule_of_a_status_below_500_holds_for_what_was_noted_on_the_way(tmp_path: Path) -> None:
+    recorder = open_recorder(tmp_path, error_rules=ErrorRules(ignored_statuses=[404]))
+    serve(recorder, status="404 No", meanwhile=noting(KeyError("x")))
+    assert list(recorder.kept) == []
+    serve(recorder, status="403 No", meanwhile=noting(KeyError("x")))
+    assert len(recorder.kept) == 1
+
+
 # -- noted more than once ------------------------------------------------------------------------------------------
 
 
@@ -335,6 +343,7 @@ def test_failures_beyond_the_budget_are_counted_and_not_kept(tmp_path: Path) -> 
     for _ in range(200):
         serve(recorder, meanwhile=noting(KeyError("x")))
     assert len(recorder.kept) == 60
+    assert [kept.alike.probability for kept in recorder.kept if kept.alike] == [pytest.approx(60 / 200)] * 60
     die(recorder)
     with leading(tmp_path) as lead:
         lead.drain()

@@ -28,6 +28,7 @@ from paste_agent.inside import (
 from paste_agent.raised import raised_of
 from paste_agent.recorder.layout import KEPT_QUERIES
 from paste_agent.said import Said
+from paste_agent.sampler import Alike
 from paste_agent.spans import begin, end, span
 from paste_agent.trace_writer import TraceWriter
 from paste_agent.transaction import KeptTransaction
@@ -147,7 +148,9 @@ def test_a_row_tells_what_took_the_time() -> None:
     inside.parts = {GC: [1, 2 * MS], DATABASE: [3, 7 * MS]}
     inside.errors = [SeenError("KeyError", "shop.stock.reserve", True)]
     layers = [("app", 5 * MS), ("gzip", MS // 2)]
-    found = detail_of(kept(inside, layers=layers, probability=0.25))
+    alike = Alike(4)
+    alike.kept = 1
+    found = detail_of(kept(inside, layers=layers, alike=alike))
     assert found["parts"] == {"database": 7 * MS, "gc": 2 * MS}
     assert found["errors"] == [{"type": "KeyError", "place": "shop.stock.reserve", "expected": True}]
     assert found["attributes"]["paste.layers"] == ["gzip 0.500 ms", "app 5.000 ms"]

@@ -263,7 +263,10 @@ def test_a_database_is_named_by_its_file(database: str, namespace: str | None) -
 # -- plans -----------------------------------------------------------------------------------------------------------
 
 
-def test_the_plan_of_a_slow_query_is_kept_with_it(recorder: Recorder, opened: Callable[..., Any]) -> None:
+@pytest.mark.parametrize("text_factory", [str, bytes, bytearray])
+def test_the_plan_of_a_slow_query_is_kept_with_it(
+    recorder: Recorder, opened: Callable[..., Any], text_factory: type
+) -> None:
     sqlite.install(sqlite3)
     statements.configure("sanitised", True)
     recorder.sampler.slow_query_ns = 0
@@ -271,6 +274,7 @@ def test_the_plan_of_a_slow_query_is_kept_with_it(recorder: Recorder, opened: Ca
 
     def run() -> None:
         connection = opened(":memory:")
+        connection.text_factory = text_factory
         connection.execute("CREATE TABLE items (a, b)")
         connection.execute("INSERT INTO items VALUES (1, 'x')")
         cursor = connection.execute("SELECT a FROM items WHERE b = ? ORDER BY a", ("x",))

@@ -39,6 +39,14 @@ def keep(recorder: Recorder, directory: Path) -> TraceWriter:
     return writer
 
 
+def test_what_came_after_the_tick_waits_for_the_next(directory: Path) -> None:
+    opened = open_recorder(directory, keep_all=True)
+    for path in ("/1", "/2", "/3"):
+        serve(opened, path)
+    TraceWriter(settings_of(directory), opened, str(directory), warnings()).write(2)
+    assert [one.path for one in opened.kept] == ["/3"]
+
+
 @pytest.mark.parametrize("first", ["record", "file"])
 def test_a_kept_trace_has_its_detail_whichever_comes_first(directory: Path, first: str) -> None:
     opened = open_recorder(directory, keep_all=True)

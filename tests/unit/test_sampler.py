@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from random import Random
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from paste_agent.recorder.layout import KEPT_FAILED, KEPT_PARENT, KEPT_RANDOM, KEPT_SLOW
-from paste_agent.sampler import Sampler, TokenBucket
+from paste_agent.sampler import TURNED_AWAY, Alike, Sampler, TokenBucket
 
 
 def sampler(parent: float = 0, random: float = 0, slow: float = 0, failed: float = 0, seed: int = 7) -> Sampler:
@@ -165,107 +166,150 @@ def test_no_refilling_overfills(per_minute: float, elapsed: list[float]) -> None
 
 # -- what a kept one stands for ------------------------------------------------------------------------------------
 
+REASONS = ("slow", "failed", "parent_sampled", "queries")
+#: Shares of the transactions for which each reason speaks; two of them speak for the same ones.
+MIXED = {"slow": 0.3, "failed": 0.2, "parent_sampled": 0.5, "queries": 0.05}
+
 
 class Traffic:
-    """Requests of a service that never changes, second by second; what of them is kept, and what that stands for."""
+    """Requests of one process, second by second; how many there were, and how many those kept stand for, by reasons."""
 
-    def __init__(self, one: Sampler, seed: int, per_second: int, **shares: float) -> None:
-        """shares: of requests that are slow, failed, parent_sampled, queries."""
-        self.one, self.draw, self.per_second, self.shares = one, Random(seed), per_second, shares
+    def __init__(self, seed: int, *, together: bool = False, **budget: float) -> None:
+        """together: what is slow has failed."""
+        keys: dict[str, Any] = {"parent": 0, "random": 0, "slow": 0, "failed": 0, **budget}
+        self.one, self.draw, self.together = Sampler(slow_ns=1000, seed=seed, **keys), Random(seed), together
         self.number = 0
         self.happened: Counter[str] = Counter()
         self.estimated: dict[str, float] = defaultdict(float)
 
-    def seconds(self, count: int, *, counted: bool = True) -> None:
+    def seconds(self, count: int, per_second: int, shares: dict[str, float]) -> None:
         for _ in range(count):
             # About as often as chance has it, not just so often.
-            some = sum(self.draw.random() < 0.5 for _ in range(2 * self.per_second))
+            some = sum(self.draw.random() < 0.5 for _ in range(2 * per_second))
+            kept: list[tuple[str, Alike]] = []
             for _ in range(some):
                 self.number += 1
-                of = {name: self.draw.random() < self.shares.get(name, 0) for name in SHARES}
-                why = self.one.decide(
-                    self.number,
-                    1001 if of["slow"] else 1,
-                    failed=of["failed"],
-                    parent_sampled=of["parent_sampled"],
-                    queries=of["queries"],
-                )
-                if counted:
-                    kind = next((name for name in SHARES if of[name]), "none")
-                    self.happened[kind] += 1
-                    self.estimated[kind] += 1 / self.one.probability(**of) if why else 0
+                of = {name: self.draw.random() < shares.get(name, 0) for name in REASONS}
+                of["failed"] |= self.together and of["slow"]
+                asked = {name: of[name] for name in REASONS[1:]}
+                why = self.one.decide(self.number, 1001 if of["slow"] else 1, **asked)
+                kind = "+".join(name for name in REASONS if of[name])
+                self.happened[kind] += 1
+                if why:
+                    kept.append((kind, self.one.alike(**of)))
             self.one.tick(1.0, some, self.number)
+            for kind, alike in kept:
+                self.estimated[kind] += 1 / alike.probability
 
-    def ratio(self, kind: str) -> float:
-        return self.estimated[kind] / self.happened[kind]
+    def off(self, kind: str) -> float:
+        return self.estimated[kind] - self.happened[kind]
 
-
-SHARES = ("slow", "failed", "parent_sampled", "queries")
-
-
-def ratios(kind: str, budget: dict[str, float], per_second: int, **shares: float) -> float:
-    """What is estimated, of what there was, over some seeds: estimates of one would be off by chance."""
-    estimated = happened = 0.0
-    for seed in range(6):
-        one = Sampler(**{"slow_ns": 1000, "parent": 0, "random": 0, "slow": 0, "failed": 0, "seed": seed, **budget})  # type: ignore[arg-type]
-        traffic = Traffic(one, seed, per_second, **shares)
-        traffic.seconds(300, counted=False)
-        traffic.seconds(400)
-        estimated += traffic.estimated[kind]
-        happened += traffic.happened[kind]
-    return estimated / happened
+    def begin_anew(self) -> None:
+        self.happened.clear()
+        self.estimated.clear()
 
 
-@pytest.mark.parametrize("per_second", [4, 40])
-@pytest.mark.parametrize(
-    ("kind", "budget", "share"),
-    [
-        ("slow", "slow", 0.5),
-        ("failed", "failed", 0.2),
-        ("parent_sampled", "parent", 1.0),
-        ("queries", "queries", 0.3),
-    ],
-)
-def test_what_a_bucket_keeps_stands_for_what_there_was(kind: str, budget: str, share: float, per_second: int) -> None:
-    assert 0.94 < ratios(kind, {budget: 30}, per_second, **{kind: share}) < 1.06
+@pytest.mark.parametrize("per_second", [1, 5, 20, 100, 1000])
+@pytest.mark.parametrize("reason", REASONS)
+def test_each_minute_what_a_bucket_keeps_stands_for_what_there_was(reason: str, per_second: int) -> None:
+    """From the first one on, when the bucket is full. A token comes every two seconds: so many may stay open."""
+    traffic = Traffic(1, **{reason.removesuffix("_sampled"): 30})
+    for _ in range(3):
+        traffic.seconds(60, per_second, {reason: 1.0})
+        assert abs(traffic.off(reason)) <= 4 * per_second
+        traffic.begin_anew()
 
 
-@pytest.mark.parametrize("per_second", [2, 20, 100])
-def test_what_chance_keeps_stands_for_what_there_was(per_second: int) -> None:
-    # A hundred kept ones a seed: by chance alone the sum of six is off by 4 %.
-    assert 0.88 < ratios("none", {"random": 12}, per_second) < 1.12
+@pytest.mark.parametrize("together", [False, True], ids=["apart", "together"])
+@pytest.mark.parametrize("per_second", [5, 50, 200])
+def test_what_is_kept_for_several_reasons_stands_for_what_there_was(per_second: int, together: bool) -> None:
+    traffic = Traffic(2, together=together, random=60, slow=30, failed=30, parent=60, queries=30)
+    traffic.seconds(300, per_second, MIXED)
+    for kind, happened in traffic.happened.items():
+        if kind and happened >= 100:
+            assert abs(traffic.off(kind)) < 0.1 * happened, kind
+    assert abs(sum(map(traffic.off, traffic.happened))) < 0.1 * sum(traffic.happened.values())
 
 
-def test_what_is_kept_for_two_reasons_stands_for_what_there_was() -> None:
-    assert 0.9 < ratios("slow", {"random": 60, "slow": 30}, 20, slow=0.3) < 1.1
-    assert 0.9 < ratios("none", {"random": 60, "slow": 30}, 20, slow=0.3) < 1.1
+@pytest.mark.parametrize("reason", ["failed", "slow"])
+def test_bursts_after_idle_times_are_told_in_full(reason: str) -> None:
+    """Outages of five minutes, a flood of a second, and of ten."""
+    traffic = Traffic(3, **{reason: 30})
+    for length_s, per_second in ((300, 5), (1, 1000), (10, 300), (300, 5), (60, 40)):
+        traffic.begin_anew()
+        traffic.seconds(length_s, per_second, {reason: 1.0})
+        # The last of a burst may be turned away, with nobody after them to stand for them.
+        assert -2 * per_second <= traffic.off(reason) <= 0
+        traffic.seconds(600, 2, {})
+
+
+def test_steps_up_and_down_are_told_in_full() -> None:
+    traffic, off = Traffic(4, failed=30), 0
+    for per_second in (2, 200, 5, 1000, 1, 20):
+        traffic.begin_anew()
+        traffic.seconds(60, per_second, {"failed": 1.0})
+        # Two seconds of the step before may fall to this one.
+        assert -3 * per_second <= traffic.off("failed") <= off
+        off = 3 * per_second
+
+
+def test_processes_add_up_whatever_each_of_them_does() -> None:
+    processes = [Traffic(seed, slow=30, failed=30, random=12) for seed in range(3)]
+    for traffic, per_second in zip(processes, (1, 30, 300), strict=True):
+        traffic.seconds(120, per_second, {"failed": 0.5, "slow": 0.1})
+    for kind in ("failed", "slow", "slow+failed"):
+        happened = sum(one.happened[kind] for one in processes)
+        assert abs(sum(one.off(kind) for one in processes)) < 0.1 * happened
+
+
+@pytest.mark.parametrize(("per_minute", "within"), [(12, 0.1), (120, 0.04)])
+@pytest.mark.parametrize("loads", [(2,), (20,), (200,), (1, 300, 4), (300, 0, 300)], ids=str)
+def test_what_chance_keeps_stands_for_what_there_was(per_minute: int, within: float, loads: tuple[int, ...]) -> None:
+    """A minute of each load, from the first request on. Of one run the sum is off by chance; over forty, by little."""
+    off = happened = 0.0
+    for seed in range(40 if max(loads) < 300 else 20):
+        traffic = Traffic(seed, random=per_minute)
+        for per_second in loads:
+            traffic.seconds(60, per_second, {})
+        off += traffic.off("")
+        happened += traffic.happened[""]
+    assert abs(off) < within * happened
 
 
 def test_at_little_traffic_everything_stands_for_itself() -> None:
-    one = sampler(random=60, slow=60, failed=60)
-    traffic = Traffic(one, 1, 1, slow=0.2, failed=0.2)
+    traffic = Traffic(1, random=60, slow=60, failed=60)
     for _ in range(100):
-        traffic.seconds(1)
-        one.tick(20.0, 0, traffic.number)
+        traffic.seconds(1, 1, {"slow": 0.2, "failed": 0.2})
+        traffic.one.tick(20.0, 0, traffic.number)
     assert traffic.estimated == traffic.happened
 
 
-def test_a_sudden_flood_is_known_for_one_a_second_later() -> None:
-    """What the bucket had saved up does not make the rest of the flood look small."""
-    one = sampler(slow=30)
-    traffic = Traffic(one, 3, 100, slow=1.0)
-    traffic.seconds(2, counted=False)
-    traffic.seconds(60)
-    assert 0.8 < traffic.ratio("slow") < 1.25
+def test_nobody_stands_for_what_is_long_past() -> None:
+    one = sampler(slow=1)
+    kept(one, range(1), duration_ns=1001)
+    one.tick(1.0, 1, 0)
+    assert kept(one, range(100), duration_ns=1001) == []
+    for _ in range(299):
+        one.tick(1.0, 0, 0)
+    assert one.alike(slow=True, failed=False, parent_sampled=False, queries=False).ended == 100
+    for _ in range(2):
+        one.tick(1.0, 0, 0)
+    assert one.alike(slow=True, failed=False, parent_sampled=False, queries=False).ended == 0
 
 
-def test_a_budget_of_zero_makes_nothing_likelier() -> None:
-    one = sampler(random=6000)
-    for _ in range(50):
-        kept(one, range(10), duration_ns=1001, failed=True, parent=True)
-        one.tick(1.0, 1000, 0)
-    everything = one.probability(slow=True, failed=True, parent_sampled=True, queries=True)
-    assert everything == one.probability(slow=False, failed=False, parent_sampled=False, queries=False)
+def test_what_was_decided_before_the_end_counts_at_the_end() -> None:
+    """Picked, or turned away, when a service was called; kept with its stack, or not, when an error was noted."""
+    one = sampler(random=2, failed=2)
+    chosen = [one.choose(number) for number in range(4)]
+    assert chosen == [KEPT_RANDOM, KEPT_RANDOM, TURNED_AWAY, TURNED_AWAY]
+    taken = [KEPT_FAILED if one.take_failed() else 0 for _ in range(4)]
+    one.tick(1.0, 0, 4)
+    whole = [one.decide(-1, 1, failed=False, parent_sampled=False, decided=why) for why in chosen]
+    noted = [one.decide(-1, 1, failed=False, parent_sampled=False, noted=True, decided=why) for why in taken]
+    assert (whole, noted) == ([KEPT_RANDOM, KEPT_RANDOM, 0, 0], [KEPT_FAILED, KEPT_FAILED, 0, 0])
+    for failed in (False, True):
+        alike = one.alike(slow=False, failed=failed, parent_sampled=False, queries=False)
+        assert (alike.ended, alike.kept, alike.probability) == (4, 2, 0.5)
 
 
 @given(
@@ -276,11 +320,10 @@ def test_a_probability_is_one_whatever_the_ticks(ticks: list[tuple[float, int, i
     """Also when requests seem to have come back: they do not end in the order in which they began."""
     one, number = sampler(random=budget, slow=budget, failed=budget, parent=budget), 0
     for elapsed_s, finished, asked in ticks:
-        for _ in range(asked):
+        for place in range(asked):
             number += 1
-            one.decide(number, 1001, failed=True, parent_sampled=True, queries=True)
+            of = {"failed": place % 2 > 0, "parent_sampled": place % 3 > 0, "queries": place % 5 > 0}
+            one.decide(number, 1001 if place % 7 else 1, **of)
+            assert 0 < one.alike(slow=place % 7 > 0, **of).probability <= 1
         one.tick(elapsed_s, finished, number)
-        for applies in (False, True):
-            found = one.probability(slow=applies, failed=applies, parent_sampled=applies, queries=applies)
-            assert 0 < found <= 1
     assert one.next_random >= 0

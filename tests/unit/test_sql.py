@@ -7,7 +7,7 @@ import sqlite3
 from collections.abc import Callable
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from paste_agent.sql import MAX_INPUT, MAX_TEXT, parse, sanitized
@@ -53,6 +53,17 @@ DIALECTS = ["", "sqlite", "postgresql", "mysql", "mariadb", "oracle.db", "micros
         ("mysql", "SELECT `it's`, `b` FROM t", "SELECT ?, `b` FROM t"),
         ("sqlite", 'SELECT "t"."a", "s3cret" FROM "t"', 'SELECT "t"."a", ? FROM "t"'),
         ("sqlite", 'SELECT a IS DISTINCT FROM "s3cret"', "SELECT a IS DISTINCT FROM ?"),
+        ("sqlite", 'SELECT a IS NOT DISTINCT FROM"s3cret"', "SELECT a IS NOT DISTINCT FROM?"),
+        ("sqlite", 'SELECT trim(lower(a) FROM "s3cret") FROM"t"', 'SELECT trim(lower(a) FROM ?) FROM"t"'),
+        ("sqlite", 'SELECT * FROM (SELECT (a) FROM "t")', 'SELECT * FROM (SELECT (a) FROM "t")'),
+        ("sqlite", 'SELECT a FROM t WHERE a=("s3cret") SELECT', "SELECT a FROM t WHERE a=(?) SELECT"),
+        ("sqlite", 'SELECT f("s3cret", "s") VALUES', "SELECT f(?, ?) VALUES"),
+        ("sqlite", 'SELECT 1 WHERE a = ."s3cret"', "SELECT ? WHERE a = .?"),
+        ("sqlite", 'INSERT INTO main."t" AS u("a") VALUES (1)', 'INSERT INTO main."t" AS u("a") VALUES (?)'),
+        ("sqlite", 'VACUUM INTO "/home/s3cret/x.db"', "VACUUM INTO ?"),
+        ("sqlite", 'VACUUM main INTO"s3cret"', "VACUUM main INTO ?"),
+        ("sqlite", "VACUUM INTO s3cret||1; VACUUM", "VACUUM INTO ?; VACUUM"),
+        ("postgresql", "VACUUM (FULL, ANALYZE) t", "VACUUM (FULL, ANALYZE) t"),
         ("sqlite", 'INSERT INTO "t" ("a", "b") VALUES (1, "x")', 'INSERT INTO "t" ("a", "b") VALUES (?)'),
         ("sqlite", "SELECT [it's], `b` FROM t", "SELECT ?, `b` FROM t"),
         ("microsoft.sql_server", 'SELECT [a]]b], "x" FROM [dbo].[t]', "SELECT ?, ? FROM [dbo].[t]"),
@@ -353,6 +364,7 @@ def test_a_summary_ends_with_a_whole_name() -> None:
         ),
         *("E'a'\n", "q'", "a.", "?,", "(?), ", "VALUES (a", "VALUES (x(a)), ", "IN (?", "?::int ,", '("a",', "SET "),
         *("1e-", "IN ((?), ", "ARRAY[?,", "EXEC ", "AS  ", ";", "'''", "WITH a AS (", "a&", "deadbeefdeadbee "),
+        *('FROM "', '(a()FROM"'),
     ],
 )
 def test_no_repetition_makes_it_slow(dialect: str, piece: str) -> None:
@@ -392,6 +404,38 @@ def test_what_sqlite_takes_for_a_value_is_hidden(opened: str, soup: tuple[list[s
     if SECRET in found:
         assert SECRET not in repr(parse(statement, "sqlite"))
         assert SECRET not in repr(parse(statement))
+
+
+#: Whatever may stand before a value in SQLite, without a space too.
+CONTEXTS = """
+    SELECT{}; SELECT 1=1 OR{}; SELECT({}); SELECT a,{}FROM t; SELECT a IN({})FROM t; SELECT DISTINCT{}
+    SELECT a LIKE b ESCAPE{}FROM t; SELECT a GLOB{}FROM t; SELECT CASE WHEN{}THEN{}ELSE{}END; SELECT a||{}FROM t
+    SELECT 1 FROM t WHERE a IS{}; SELECT 1 FROM t WHERE a IS DISTINCT FROM{}; SELECT a IS NOT DISTINCT FROM{}FROM t
+    SELECT 1 FROM t WHERE a BETWEEN{}AND{}; SELECT 1 FROM t GROUP BY{}HAVING{}ORDER BY{}LIMIT{}; VALUES({})
+    INSERT INTO t(a)VALUES({})RETURNING{}; INSERT INTO t(a)SELECT{}; INSERT INTO t VALUES({},{}); VACUUM INTO{}
+    UPDATE t SET a={}WHERE b={}; UPDATE t SET(a,b)=({},{}); DELETE FROM t WHERE{}; SELECT json_array({})->>{}
+    WITH c AS(SELECT{})SELECT{}FROM c; SELECT * FROM t JOIN t AS u ON{}; SELECT CAST({}AS TEXT); ATTACH{}AS x
+"""
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.sampled_from(re.split(r"[;\n] *", CONTEXTS.strip())),
+    st.sampled_from(["", " ", "\n\t", "/**/", " -- x\n"]),
+    st.booleans(),
+)
+def test_what_sqlite_compiles_as_a_value_is_hidden(context: str, gap: str, lower: bool) -> None:
+    statement = (context.lower() if lower else context).replace("{}", f'{gap}"{SECRET}"{gap}')
+    connection = sqlite3.connect(":memory:")
+    try:
+        connection.execute("CREATE TABLE t (a, b)")
+        assert SECRET in repr(connection.execute("EXPLAIN " + statement).fetchall())
+    except sqlite3.OperationalError as error:
+        assume("syntax error" not in str(error))  # an older SQLite
+        raise
+    finally:
+        connection.close()
+    assert SECRET not in repr(parse(statement, "sqlite"))
 
 
 LITERALS = st.one_of(

@@ -377,6 +377,16 @@ def test_traces_are_found_by_the_beginning_of_their_id(store: Store) -> None:
     assert [row.trace_id.hex() for row in lookup.transactions_of(store, ids[2], 10)] == [ids[2]]
 
 
+def test_a_short_id_that_zeros_fill_up_is_found_by_its_own_digits(store: Store) -> None:
+    ids = [keep(store, number, route("/a")) for number in (0xABCD << 48, 0xABCE << 48, 0xABCD << 112)]
+    assert [lookup.own_digits(one) for one in ids] == [ids[0][16:], ids[1][16:], ids[2]]
+    assert lookup.trace_ids(store, ids[1]) == lookup.trace_ids(store, ids[1][16:]) == [ids[1]]
+    assert lookup.trace_ids(store, "ABCE") == [ids[1]]
+    assert lookup.trace_ids(store, "abcd") == [ids[0], ids[2]]
+    assert lookup.trace_ids(store, "abcd" + "0" * 13) == [ids[2]]
+    assert lookup.own_digits("") == ""
+
+
 def test_a_store_of_an_older_agent_is_summed_up_as_far_as_it_goes(store: Store) -> None:
     put(store, REQUEST_DURATION, route("/a", **{"error.type": "KeyError"}), 20 * MS)
     keep(store, 1, route("/a", **{"error.type": "KeyError"}), exception={"type": "KeyError", "message": "old"})

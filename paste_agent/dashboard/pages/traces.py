@@ -167,7 +167,12 @@ def trace(view: View, name: str) -> Page:
     body: list[Child] = [tag("p", told, class_="dim"), _waterfall(view, roots), tag("p", fold) if fold else None]
     nodes = sorted((node for node in all_of(roots) if node.row is not None), key=lambda node: node.start_ns)
     body.extend(_about(view, node) for node in nodes)
-    return Page(f"Trace {found[0][:12]}", join(body), "/traces", subtitle=tag("span", found[0], class_="mono"))
+    return Page(
+        f"Trace {lookup.own_digits(found[0])[:12]}",
+        join(body),
+        "/traces",
+        subtitle=tag("span", found[0], class_="mono"),
+    )
 
 
 class _Scale(NamedTuple):
