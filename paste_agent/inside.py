@@ -101,25 +101,21 @@ class LeftOut:
         self.newest = newest  #: number of the one that began last of those that were kept
         self.queries: dict[tuple[int, str], list[int]] = {}  #: by parent and text: how many of them, and their time
 
-    def add(self, done: tuple[Any, ...]) -> None:
+    def add_query(self, done: tuple[Any, ...]) -> None:
         """One more that is not kept, as FinishedSpan has it."""
-        self.count += 1
-        _, parent, category, name, _, duration_ns, _, _, _, attributes, _ = done
-        if not parent:
-            self.top_ns += duration_ns
-        if category != DATABASE or is_fetch(name):
-            return
+        attributes, name = done[9], done[3]
         while attributes.__class__ is tuple and attributes[0] is with_one:
             attributes = attributes[1]
-        if attributes.__class__ is tuple:  # to make them takes time
+        # Others would have to be made first. What repeats has them ready.
+        if attributes.__class__ is not dict or is_fetch(name):
             return
-        key = parent, str((attributes or {}).get("db.query.text") or name)
+        key = done[1], attributes.get("db.query.text") or name
         query = self.queries.get(key)
         if query is not None:
             query[0] += 1
-            query[1] += duration_ns
+            query[1] += done[5]
         elif len(self.queries) < MAX_SPANS:
-            self.queries[key] = [1, duration_ns]
+            self.queries[key] = [1, done[5]]
 
 
 class Inside:
@@ -167,19 +163,21 @@ class Inside:
         left = getattr(self, "left_out", None)
         if left is None:
             left = self.left_out = LeftOut(max(one[0] for one in self.finished))
-        number, _, category, _, _, duration_ns, _, failed, *_ = done
-        room = MAX_SPANS
-        if number < left.newest:  # which has ended: it was inside of this one
+        if done[0] < left.newest:  # which has ended: it was inside of this one
             room = MOST_SPANS
-        elif category == DATABASE and duration_ns > slow_query_ns:
+        elif done[2] == DATABASE and done[5] > slow_query_ns:
             room = MAX_SLOW
-        elif failed is not None:
-            room = MAX_FAILED
-        if len(self.finished) >= room:
-            left.add(done)
-            return False
-        left.newest = max(left.newest, number)
-        return True
+        else:
+            room = MAX_SPANS if done[7] is None else MAX_FAILED
+        if len(self.finished) < room:
+            left.newest = max(left.newest, done[0])
+            return True
+        left.count += 1
+        if not done[1]:
+            left.top_ns += done[5]
+        if done[2] == DATABASE:
+            left.add_query(done)
+        return False
 
     def spend(self, part: int, time_ns: int) -> None:
         """Add a time that was spent on one of PARTS."""

@@ -342,7 +342,7 @@ class span(Decorator):
 
     def __init__(self, name: str) -> None:
         """name: one of few, without values that a client or a user has sent."""
-        self._name = naming.text_of(name, _MAX_NAME)
+        self._name = name[:_MAX_NAME] if type(name) is str else naming.text_of(name, _MAX_NAME)
         self._text = self._name.encode("utf-8", "replace")[:_ROOM]
         self._span: Span | None = None
 
