@@ -53,6 +53,9 @@ class background_task(Decorator):
     def _recreate_cm(self) -> background_task:
         return background_task(self.name)  # each call of a decorated function is a task of its own
 
+    def _in_steps(self) -> _TaskInSteps:
+        return _TaskInSteps(self.name)
+
     def identify(self) -> Identity:
         """What services that it calls are told of it."""
         inside = self.inside = self.inside or Inside()
@@ -203,3 +206,33 @@ class background_task(Decorator):
             )
         )
         return why
+
+
+class _TaskInSteps(background_task):
+    """Around a generator."""
+
+    def __enter__(self) -> _TaskInSteps:
+        super().__enter__()
+        self._has_begun = self._token is not None
+        self.pause()
+        return self
+
+    def resume(self) -> None:
+        """The thread works for it from now on."""
+        if self._has_begun:
+            self._token = current.set(self)
+
+    def pause(self) -> None:
+        """And no longer; its consumer may, for a request."""
+        token, self._token = self._token, None
+        try:
+            if token is not None:
+                current.reset(token)
+        except ValueError:  # in another context
+            pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.resume()
+        super().__exit__(kind, error, traceback)

@@ -349,6 +349,9 @@ class span(Decorator):
     def _recreate_cm(self) -> span:
         return span(self._name)  # each call of a decorated function is a span of its own
 
+    def _in_steps(self) -> _SpanInSteps:
+        return _SpanInSteps(self._name)
+
     def __enter__(self) -> span:
         self._span = begin(FUNCTION, self._text)
         return self
@@ -367,6 +370,51 @@ class span(Decorator):
     ) -> None:
         found, self._span = self._span, None
         if found is not None:
-            # A generator that nobody wants more of has not failed.
-            failed = None if error is None or kind is GeneratorExit else type_name(error)
-            end(found, self._name, None, failed, found.attributes)
+            end(found, self._name, None, None if error is None else failure_of(error), found.attributes)
+
+
+class _SpanInSteps(span):
+    """Around a generator. Raises nothing."""
+
+    __slots__ = ("_entered",)
+
+    def __enter__(self) -> _SpanInSteps:
+        super().__enter__()
+        self._entered: Entered | None = None
+        self._try(step_aside)
+        return self
+
+    def resume(self) -> None:
+        self._try(self._resume)
+
+    def pause(self) -> None:
+        if self._entered is not None:
+            self._try(self._pause)
+
+    def _resume(self, found: Span) -> None:
+        self._entered = enter(found)
+
+    def _pause(self, found: Span) -> None:
+        entered, self._entered = self._entered, None
+        if entered is not None:
+            leave(found, entered)
+
+    def _try(self, step: Callable[[Span], None]) -> None:
+        found = self._span
+        if found is not None:
+            try:
+                step(found)
+            except Exception as fault:
+                found.transaction.recorder.on_fault("a generator's span", fault)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        found, self._span = self._span, None
+        if found is not None:
+            end_aside(found, self._name, failure_of(error), found.attributes)
+
+
+def failure_of(error: BaseException | None) -> str | None:
+    """`error.type` of what ended with this; a generator that nobody wants more of has not failed."""
+    return None if error is None or type(error) is GeneratorExit else type_name(error)

@@ -111,9 +111,20 @@ def test_a_generator_that_is_broken_off_has_not_failed(service: Measured) -> Non
     def pages() -> Iterator[int]:
         yield from range(3)
 
-    for _ in pages():
-        break
+    def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
+        request = current.get()
+        for _ in pages():
+            seen.append(current.get() is request)
+            break
+        seen.append(current.get() is request)
+        start_response("200 OK", [])
+        return [b""]
+
+    seen: list[bool] = []
+    serve(service.around(app))
     assert tasks_of(service) == {("pages", None): 1}
+    assert seen == [True, True]
+    assert current.get() is None
 
 
 class Custom(Exception):

@@ -121,7 +121,11 @@ def test_a_decorated_generator_is_a_span_until_it_ends(recorder: Recorder, reade
     def inside() -> None:
         whole = rows(True)
         assert spans_of(reader) == [""]  # nobody has asked for anything yet
-        assert (next(whole), whole.send("sent")) == (1, 2)
+        assert next(whole) == 1
+        with span("of the consumer"):
+            assert spans_of(reader) == ["of the consumer"]
+            assert whole.send("sent") == 2
+            assert spans_of(reader) == ["of the consumer"]
         with pytest.raises(StopIteration) as ended:
             whole.throw(KeyError())
         assert ended.value.value == "returned"
@@ -132,7 +136,11 @@ def test_a_decorated_generator_is_a_span_until_it_ends(recorder: Recorder, reade
 
     said: list[str] = []
     found = spans_within(recorder, inside)
-    assert [(one.name, one.failed) for one in found] == [("rows", None), ("rows", None)]
+    assert [(one.name, one.parent, one.failed) for one in found] == [
+        ("of the consumer", 0, None),
+        ("rows", 0, None),
+        ("rows", 0, None),
+    ]
     assert said == ["sent", "thrown"]
 
 
