@@ -34,7 +34,7 @@ class Elsewhere(PasteAgent):
 
 def test_the_disk_is_full_for_a_while(tmp_path: Path) -> None:
     """What could not be written waits, and is counted and sent once there is room."""
-    prefix = mounted(tmp_path / "disk", "size=1200k,mode=0700")
+    prefix = mounted(tmp_path / "disk", "size=6m,mode=0700")
     with Receiver() as receiver:
         subject = Elsewhere({"store": f"{tmp_path}/disk/store.sqlite"})
         trial = Trial("disk full", tmp_path, 0, subject=subject, collector=receiver)
