@@ -148,6 +148,8 @@ class background_task(Decorator):
         inside = self.inside
         if inside is not None:
             if inside.ignored:
+                if inside.raised is not None:
+                    recorder.sampler.give_back_failed()
                 return
             fields = (inside.task or inside.name or self.name)[:_MAX_NAME], fields[1]
         for seen in (inside.errors or ()) if inside is not None else ():
@@ -169,11 +171,10 @@ class background_task(Decorator):
         raised = inside.raised if inside is not None else None
         seen = inside.errors if inside is not None else None
         noted = seen is not None and not all(one.expected for one in seen)
-        failed = error is not None and seen is None  # else it has been asked
-        why = sampler.decide(
+        why, alike = sampler.decide(
             -1 if inside is not None and inside.identity is not None else self.number,
             0,
-            failed=failed,
+            failed=error is not None and not noted,  # else it has been asked
             parent_sampled=False,
             queries=notable,
             noted=noted,
@@ -202,7 +203,7 @@ class background_task(Decorator):
                 tracestate="",
                 error=raised_of(error) if error is not None and raised is None else raised,
                 inside=inside,
-                alike=sampler.alike(slow=False, failed=failed or noted, parent_sampled=False, queries=notable),
+                alike=alike,
             )
         )
         return why

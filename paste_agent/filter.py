@@ -143,6 +143,7 @@ class ParentHeaders:
     def _find(self, transaction: Transaction, environ: Environ) -> None:
         """Raises nothing."""
         try:
+            environ.pop(propagation.PARENT_KEY, None)  # of the request that this one's environ was copied from
             if self._reads_w3c and propagation.parent_of(environ, _W3C) is not None:
                 return
             parent = environ[propagation.PARENT_KEY] = propagation.parent_of(environ, self._others)

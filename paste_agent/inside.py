@@ -193,9 +193,13 @@ class Inside:
         """
         errors = self.errors = self.errors or []
         seen = SeenError(type_name(error), place_of(error), expected, origin_of(error))
-        known = any(one.type == seen.type and one.origin == seen.origin for one in errors)
-        if known or len(errors) >= MAX_ERRORS:
-            return
+        known = [one for one in errors if one.type == seen.type and one.origin == seen.origin]
+        # One that counts takes the place of one that is expected.
+        replaced = known or (errors[-1:] if len(errors) >= MAX_ERRORS else [])
+        if replaced:
+            if expected or not replaced[0].expected:
+                return
+            errors.remove(replaced[0])
         errors.append(seen)
         if not expected and self.raised is None:
             self.remarkable = True  # kept or not: those kept stand for those that are not

@@ -43,9 +43,10 @@ _LIBRARY = (os.path.dirname(os.__file__) + os.sep, "<frozen")
 _PACKAGES = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
 #: Installed packages that are the service itself: their directories.
 _claimed: tuple[str, ...] = ()
-#: What calls the agent's filter and makes no response of an exception; and servers, which make the same of each.
-_TRANSPARENT = ("paste_agent.", "paste.urlmap", "paste.deploy.", "werkzeug.middleware.proxy_fix")
+#: What makes a response of an exception that stands for one; and servers, which make the same of each.
+_ANSWERING = ("paste.httpexceptions", "pecan.", "pyramid.", "swift.", "tg.", "webob.", "ZPublisher.")
 _SERVERS = frozenset(("cheroot", "eventlet", "gevent", "gunicorn", "mod_wsgi", "tornado", "waitress", "wsgiref"))
+_SERVING = frozenset(("paste.httpserver", "twisted.web.wsgi", "werkzeug.serving"))
 #: Packages with an application for anybody's pipeline, besides the filters that stand in it.
 _FOR_ANYBODY = frozenset(("oslo_middleware", "paste"))
 
@@ -100,22 +101,41 @@ def status_of_escaped(error: BaseException) -> int | None:
     What stands for a status does so for a layer above. The server itself makes an error of everything, but for what it
     has raised itself: a client has sent what is no request, or has gone.
     """
-    if type(error).__module__ == "gunicorn.http.errors":
-        known = vars(sys.modules.get("gunicorn.workers.base", os))
-        return 400 if type(error).__name__ in {"NoMoreData", *known} else None
-    code = status_of_exception(error)
-    return None if code is None or _is_outermost() else code
+    try:
+        if type(error).__module__ == "gunicorn.http.errors":
+            return _status_of_gunicorn(type(error).__name__)
+        code = status_of_exception(error)
+        return code if code is not None and _is_answered_above() else None
+    except Exception:  # the application's own metaclass
+        return None
 
 
-def _is_outermost() -> bool:
-    """Whether nothing but a server has called the agent's filter, as far as one sees. From within the filter."""
+def _status_of_gunicorn(name: str) -> int | None:
+    """What a gunicorn answers to an exception of its own, by its name."""
+    known = vars(sys.modules.get("gunicorn.workers.base", os))
+    if name == "LimitRequestHeaders":
+        return 431
+    # Those of a response are the application's fault.
+    return 400 if name in {"NoMoreData", *known} and not name.startswith("InvalidResponse") else None
+
+
+def _is_answered_above() -> bool:
+    """Whether somebody between the agent's filter and the server may make a response of an exception.
+
+    That is, who is known to, or is the application's own. Other layers pass exceptions on, or make the same of each.
+    From within the filter.
+    """
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         name = str(frame.f_globals.get("__name__"))
-        if not name.startswith(_TRANSPARENT):
-            return name.partition(".")[0] in _SERVERS or name == "paste.httpserver"
+        if name.startswith(_ANSWERING):
+            return True
+        if name.partition(".")[0] in _SERVERS or name in _SERVING:
+            return False
+        if not name.startswith("paste_agent.") and not is_of_library(frame):
+            return True
         frame = frame.f_back
-    return True
+    return False
 
 
 def is_library(file: str) -> bool:
@@ -222,11 +242,22 @@ def _message_of(error: BaseException) -> str:
         appended = _APPENDED.search(message)
         if appended is not None:
             message = message[: appended.start()]
-        if any(hasattr(one, "diag") or hasattr(one, "statement") for one in (error, error.__cause__)):
-            message = message.partition("\n")[0]  # whatever language the server speaks
+        # Whatever language the server speaks; others may have made its message their own.
+        for one in (error, error.__cause__, error.__context__):
+            if _is_of_database(one):
+                first, _, more = str(one).rstrip().partition("\n")
+                message = message.replace(f"{first}\n{more}", first) if more else message
         return message[:_MAX_MESSAGE]
     except Exception:  # the application's own __str__
         return "<unprintable>"
+
+
+def _is_of_database(error: BaseException | None) -> bool:
+    """Whether it is an error of psycopg's, or of SQLAlchemy's that has one."""
+    try:
+        return hasattr(error, "diag") or hasattr(error, "statement")
+    except Exception:  # the application's own attributes
+        return False
 
 
 def _frames_of(traceback: TracebackType | None) -> tuple[tuple[Frame, ...], int]:

@@ -46,8 +46,9 @@ class TokenBucket:
         return True
 
     def give_back(self) -> None:
-        """Undo a `take` that let through."""
-        self._tokens.append(None)
+        """Undo a `take` that let through; meanwhile it may have been filled."""
+        if len(self._tokens) < self._capacity:
+            self._tokens.append(None)
 
     def refill(self, elapsed_s: float) -> None:
         """Put in what `elapsed_s` seconds are worth. For the reporter alone."""
@@ -155,13 +156,13 @@ class Sampler:
         queries: bool = False,
         noted: bool = False,
         decided: int = 0,
-    ) -> int:
-        """Why the transaction is kept, as KEPT_ bits; 0 when it is not.
+    ) -> tuple[int, Alike | None]:
+        """Why the transaction is kept, as KEPT_ bits, 0 when it is not; and those that one that is kept stands for.
 
         number: of the transaction in its process, counted up by one each.
         failed: whether it failed and `take_failed` has not been asked yet. noted: whether it has. queries: whether one
         of its queries is slow, or repeats. decided: what `choose` and `take_failed` have said before.
-        Every transaction that a reason speaks for has to come here, kept or not: see `alike`.
+        Every transaction that a reason speaks for has to come here, kept or not.
         """
         why, reasons = decided, 0
         if number >= self.next_random:
@@ -183,24 +184,14 @@ class Sampler:
             if self._queries.take():
                 why |= KEPT_QUERIES
         if not reasons and not why:
-            return 0
+            return 0, None
         alike = self._alike.get(reasons) or self._alike.setdefault(reasons, Alike())
         # Those that nothing speaks for have not all been asked: each that chance picks is one of many.
         alike.ended += 1 if reasons else 1 / self._chance
         why &= ~TURNED_AWAY
         if why:
             alike.kept += 1
-        return why
-
-    def alike(self, *, slow: bool, failed: bool, parent_sampled: bool, queries: bool) -> Alike:
-        """Those of this moment that one like this is counted among; what it stands for, once the moment is over."""
-        reasons = (
-            (KEPT_SLOW if slow else 0)
-            | (KEPT_FAILED if failed else 0)
-            | (KEPT_PARENT if parent_sampled else 0)
-            | (KEPT_QUERIES if queries else 0)
-        )
-        return self._alike.get(reasons) or self._alike.setdefault(reasons, Alike())
+        return why, alike
 
     def tick(self, elapsed_s: float, finished: int, last: int) -> None:
         """Refill the buckets, say what those kept stand for, fit the chance to the traffic. For the reporter alone.

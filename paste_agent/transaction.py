@@ -349,9 +349,11 @@ class Transaction:
 
     def _leave_inside(self, series: int, end_ns: int) -> None:
         """Leave the records of what this transaction spent its time on, and of its errors. Raises nothing."""
-        if series < 0:  # ignored
-            return
         recorder, inside, layers = self.recorder, self.inside, self.layers
+        if series < 0:  # ignored
+            if inside is not None and inside.raised is not None:
+                recorder.sampler.give_back_failed()
+            return
         try:
             if inside is not None and inside.errors is not None:
                 self._judge(inside)
@@ -432,10 +434,10 @@ class Transaction:
         noted = seen is not None and not all(one.expected for one in seen)
         # Others have been told that chance passed it over: it does not get a second one.
         told = identity is not None and not parent_sampled
-        why = sampler.decide(
+        why, alike = sampler.decide(
             -1 if told else self.number,
             duration_ns,
-            failed=series >= FAILED and seen is None,
+            failed=series >= FAILED and not noted,
             parent_sampled=parent_sampled,
             queries=inside is not None and inside.notable,
             noted=noted,
@@ -469,12 +471,7 @@ class Transaction:
                 stack=recorder.stack_of(self.slot) if self.slot and slow else None,
                 inside=inside,
                 layers=self.layers,
-                alike=sampler.alike(
-                    slow=slow,
-                    failed=noted or (series >= FAILED and seen is None),
-                    parent_sampled=parent_sampled,
-                    queries=inside is not None and inside.notable,
-                ),
+                alike=alike,
             )
         )
         return why

@@ -169,6 +169,27 @@ def test_what_is_kept_of_an_error_has_no_values(driver: Any, where: dict[str, An
         assert found.endswith(ends)
 
 
+def test_a_message_of_ones_own_keeps_its_lines(driver: Any, where: dict[str, Any]) -> None:
+    def run(connection: Any) -> None:
+        try:
+            connection.cursor().execute("SELECT absent('s3cret')")
+        except Exception as error:
+            try:
+                raise ValueError(f"in line 7:\n- {error}\n- given up") from error
+            except ValueError as own:
+                raised = raised_of(own)
+                assert raised.message.startswith("in line 7:\n- function absent(unknown) does not exist")
+                assert "s3cret" not in raised.message
+                if "LINE" not in str(error):
+                    assert raised.message.endswith("\n- given up")
+            try:
+                raise ValueError("of\ntwo lines") from error
+            except ValueError as own:
+                assert raised_of(own).message == "of\ntwo lines"
+
+    closing(driver.connect(**where), run)
+
+
 def test_a_connection_that_fails_tells_where(recorder: Recorder, driver: Any, tmp_path: Path) -> None:
     port = free_port()
 

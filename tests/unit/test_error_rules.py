@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+import paste_agent
 from paste_agent import raised
 from paste_agent.aggregate import DATABASE_DURATION, ERRORS, REQUEST_DURATION
 from paste_agent.error_rules import COUNTS, EXPECTED, IGNORED, ErrorRules
@@ -275,6 +276,41 @@ def test_a_rule_of_a_status_below_500_holds_for_what_was_noted_on_the_way(tmp_pa
     assert list(recorder.kept) == []
     serve(recorder, status="403 No", meanwhile=noting(KeyError("x")))
     assert len(recorder.kept) == 1
+
+
+def test_what_is_ignored_takes_no_place_of_what_is_kept(recorder: Recorder) -> None:
+    def ignored() -> None:
+        paste_agent.ignore_transaction()
+        raise KeyError("x")
+
+    for _ in range(70):  # more than may be kept
+        with pytest.raises(KeyError):
+            serve(recorder, meanwhile=ignored)
+    serve(recorder, meanwhile=noting(KeyError("x")))
+    assert len(recorder.kept) == 1
+
+
+@pytest.mark.parametrize("same", [True, False], ids=["the same", "another"])
+def test_an_error_that_counts_takes_the_place_of_expected_ones(recorder: Recorder, tmp_path: Path, same: bool) -> None:
+    def run() -> None:
+        error = KeyError("x")
+        for number in range(MAX_ERRORS):
+            noting(type(f"E{number}", (Exception,), {})(), expected=True)()
+        try:
+            raise error
+        except KeyError:
+            if same:
+                here().note(error, expected=True)
+            raise
+
+    with pytest.raises(KeyError):
+        serve(recorder, route="/x", meanwhile=run)
+    (kept,) = recorder.kept
+    assert (kept.why, kept.failed, kept.error is not None) == (KEPT_FAILED, True, True)
+    die(recorder)
+    with leading(tmp_path) as lead:
+        lead.drain()
+        assert counts_of(lead.store, ERRORS)[error_of("KeyError", f"{HERE}.run", "/x")] == 1
 
 
 # -- noted more than once ------------------------------------------------------------------------------------------

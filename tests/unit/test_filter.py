@@ -20,6 +20,7 @@ from paste_agent import lifecycle
 from paste_agent.aggregate import QUEUE_DURATION, REQUEST_DURATION
 from paste_agent.recorder import layout, writer
 from paste_agent.store.store import Store
+from paste_agent.transaction import TRANSACTION_KEY
 from tests.filtering import (
     HEADERS,
     SPAN_ID,
@@ -162,6 +163,19 @@ def test_the_outer_of_two_filters_says_whose_request_it_is(measure: Callable[...
     outer = measure()
     serve(agent_filter.measured(inner, outer.settings), **SENT)
     assert [row.trace_id.hex() for row in outer.traces()] == [TRACE_ID]
+
+
+def test_of_a_copied_environ_the_own_parent_counts(measure: Callable[..., Measured]) -> None:
+    service, trace_id = measure(propagators="tracecontext b3"), "c" * 32
+
+    def outer(environ: Environ, start_response: Callable[..., Any]) -> Any:
+        copied = {key: value for key, value in environ.items() if key != TRANSACTION_KEY}
+        serve(inner, **{**copied, "HTTP_TRACEPARENT": f"00-{trace_id}-{'d' * 16}-01"})
+        return fine(environ, start_response)
+
+    inner = agent_filter.measured(fine, service.settings)
+    serve(agent_filter.measured(outer, service.settings), HTTP_B3=SENT["HTTP_B3"])
+    assert {row.trace_id.hex() for row in service.traces()} == {trace_id, OF_B3[0]}
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,8 @@ from wsgiref.validate import validator
 
 import pytest
 from paste import httpexceptions, lint
+from paste.exceptions.errormiddleware import ErrorMiddleware
+from paste.translogger import TransLogger
 from paste.urlmap import URLMap
 from webob import exc
 
@@ -520,20 +522,62 @@ def test_what_an_exception_of_the_application_looks_like_is_no_status(service: M
     assert len(service.kept()) == 1
 
 
-@pytest.mark.parametrize("mounted", [False, True])
-@pytest.mark.parametrize("place", [raises_in_call, raises_after_start, raises_in_first_chunk])
-def test_a_server_makes_an_error_of_every_exception(service: Measured, place: Any, mounted: bool) -> None:
-    """Where nobody between it and the agent makes a response of a raised 404."""
-    app: Any = service.around(place(exc.HTTPNotFound()))
-    if mounted:
-        mounts = URLMap()
-        mounts["/x"] = app
-        app = mounts
+def mounted(app: Any) -> App:
+    mounts = URLMap()
+    mounts["/x"] = app
+    return mounts
+
+
+def answered_by_the_application(app: App) -> App:
+    def outer(environ: Environ, start_response: Any) -> Any:
+        try:
+            return app(environ, start_response)
+        except exc.HTTPException as error:
+            again = sys.exc_info()
+            return error(environ, lambda status, headers: start_response(status, headers, again))
+
+    return outer
+
+
+@pytest.mark.parametrize(
+    ("above", "status"),
+    [
+        (lambda app: app, 500),
+        (mounted, 500),
+        (lambda app: TransLogger(app, setup_console_handler=False), 500),
+        (lambda app: ErrorMiddleware(app, debug=False), 500),
+        (exc.HTTPExceptionMiddleware, 404),
+        (answered_by_the_application, 404),
+    ],
+    ids=["the server", "a composite", "a log", "a page for errors", "responses", "the application's own"],
+)
+@pytest.mark.parametrize("place", [raises_in_call, raises_after_start])
+def test_a_raised_404_is_what_is_made_of_it(service: Measured, place: Any, above: Any, status: int) -> None:
+    """By whoever stands between the agent and the server, or by the server, which makes an error of everything."""
     said, errors = io.BytesIO(), io.StringIO()
-    environ = environ_of(PATH_INFO="/x/y", SERVER_PROTOCOL="HTTP/1.1")
-    SimpleHandler(io.BytesIO(), said, errors, environ).run(app)
-    assert said.getvalue().startswith(b"HTTP/1.0 500 ") or b"Status: 500" in said.getvalue()
-    assert service.only() == key(status=500, error="webob.exc.HTTPNotFound")
+    app = above(service.around(place(exc.HTTPNotFound())))
+    SimpleHandler(io.BytesIO(), said, errors, environ_of(PATH_INFO="/x/y", SERVER_PROTOCOL="HTTP/1.1")).run(app)
+    assert said.getvalue().startswith(f"HTTP/1.0 {status} ".encode()), errors.getvalue()
+    assert service.only() == key(status=status, error="webob.exc.HTTPNotFound" if status == 500 else None)
+
+
+class Meta(type):
+    """Its classes have no module that one could look at."""
+
+    def __getattribute__(cls, name: str) -> Any:
+        if name in ("__module__", "__mro__"):
+            raise RuntimeError
+        return super().__getattribute__(name)
+
+
+class Odd(Exception, metaclass=Meta):
+    pass
+
+
+def test_an_exception_that_cannot_be_looked_at_is_an_error(service: Measured) -> None:
+    with pytest.raises(Odd):
+        serve(service.around(raises_after_start(Odd())))
+    assert service.only() == key(status=500, error="_OTHER")
 
 
 def test_a_status_that_cannot_be_told_is_counted(service: Measured) -> None:

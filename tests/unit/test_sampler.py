@@ -22,7 +22,7 @@ def kept(
     one: Sampler, numbers: range, *, duration_ns: int = 1, failed: bool = False, parent: bool = False
 ) -> list[int]:
     """Why each was kept, without those that were not."""
-    found = [one.decide(number, duration_ns, failed=failed, parent_sampled=parent) for number in numbers]
+    found = [one.decide(number, duration_ns, failed=failed, parent_sampled=parent)[0] for number in numbers]
     return [why for why in found if why]
 
 
@@ -110,7 +110,7 @@ def test_two_seeds_choose_differently() -> None:
         kept(one, range(600))
         for _ in range(10):
             one.tick(1.0, 1000, 0)
-        return [number for number in range(600, 20_000) if one.decide(number, 1, failed=False, parent_sampled=False)]
+        return [number for number in range(600, 20_000) if one.decide(number, 1, failed=False, parent_sampled=False)[0]]
 
     assert chosen(1) == chosen(1)
     assert chosen(1) != chosen(2)
@@ -123,7 +123,7 @@ def test_the_request_thread_may_skip_what_decide_would_not_keep() -> None:
         one.tick(1.0, 1000, 0)
     for number in range(5000):
         due = number >= one.next_random
-        assert bool(one.decide(number, 1, failed=False, parent_sampled=False)) <= due
+        assert bool(one.decide(number, 1, failed=False, parent_sampled=False)[0]) <= due
 
 
 @pytest.mark.parametrize("elapsed_s", [0.0, -5.0, 2e-309, 1e-9, 1e9])
@@ -192,11 +192,11 @@ class Traffic:
                 of = {name: self.draw.random() < shares.get(name, 0) for name in REASONS}
                 of["failed"] |= self.together and of["slow"]
                 asked = {name: of[name] for name in REASONS[1:]}
-                why = self.one.decide(self.number, 1001 if of["slow"] else 1, **asked)
+                why, alike = self.one.decide(self.number, 1001 if of["slow"] else 1, **asked)
                 kind = "+".join(name for name in REASONS if of[name])
                 self.happened[kind] += 1
-                if why:
-                    kept.append((kind, self.one.alike(**of)))
+                if why and alike is not None:
+                    kept.append((kind, alike))
             self.one.tick(1.0, some, self.number)
             for kind, alike in kept:
                 self.estimated[kind] += 1 / alike.probability
@@ -291,10 +291,27 @@ def test_nobody_stands_for_what_is_long_past() -> None:
     assert kept(one, range(100), duration_ns=1001) == []
     for _ in range(299):
         one.tick(1.0, 0, 0)
-    assert one.alike(slow=True, failed=False, parent_sampled=False, queries=False).ended == 100
-    for _ in range(2):
+    assert slow_ones(one).ended == 101
+    for _ in range(301):
         one.tick(1.0, 0, 0)
-    assert one.alike(slow=True, failed=False, parent_sampled=False, queries=False).ended == 0
+    assert slow_ones(one).ended == 1
+
+
+def test_what_is_given_back_is_not_more_than_there_is_room_for() -> None:
+    one = sampler(failed=30)
+    for _ in range(5):
+        taken = sum(one.take_failed() for _ in range(100))
+        assert taken <= 30
+        one.tick(60.0, 0, 0)
+        for _ in range(taken):
+            one.give_back_failed()
+
+
+def slow_ones(one: Sampler) -> Alike:
+    """Those that one more slow one is counted among."""
+    _, alike = one.decide(-1, 1001, failed=False, parent_sampled=False)
+    assert alike is not None
+    return alike
 
 
 def test_what_was_decided_before_the_end_counts_at_the_end() -> None:
@@ -306,9 +323,10 @@ def test_what_was_decided_before_the_end_counts_at_the_end() -> None:
     one.tick(1.0, 0, 4)
     whole = [one.decide(-1, 1, failed=False, parent_sampled=False, decided=why) for why in chosen]
     noted = [one.decide(-1, 1, failed=False, parent_sampled=False, noted=True, decided=why) for why in taken]
-    assert (whole, noted) == ([KEPT_RANDOM, KEPT_RANDOM, 0, 0], [KEPT_FAILED, KEPT_FAILED, 0, 0])
-    for failed in (False, True):
-        alike = one.alike(slow=False, failed=failed, parent_sampled=False, queries=False)
+    assert [why for why, _ in whole] == [KEPT_RANDOM, KEPT_RANDOM, 0, 0]
+    assert [why for why, _ in noted] == [KEPT_FAILED, KEPT_FAILED, 0, 0]
+    for _, alike in (whole[0], noted[0]):
+        assert alike is not None
         assert (alike.ended, alike.kept, alike.probability) == (4, 2, 0.5)
 
 
@@ -323,7 +341,7 @@ def test_a_probability_is_one_whatever_the_ticks(ticks: list[tuple[float, int, i
         for place in range(asked):
             number += 1
             of = {"failed": place % 2 > 0, "parent_sampled": place % 3 > 0, "queries": place % 5 > 0}
-            one.decide(number, 1001 if place % 7 else 1, **of)
-            assert 0 < one.alike(slow=place % 7 > 0, **of).probability <= 1
+            _, alike = one.decide(number, 1001 if place % 7 else 1, **of)
+            assert alike is None or 0 < alike.probability <= 1
         one.tick(elapsed_s, finished, number)
     assert one.next_random >= 0
