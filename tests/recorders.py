@@ -55,8 +55,8 @@ class KeepAll(Sampler):
     def take_failed(self) -> bool:
         return True
 
-    def decide(self, number: int, duration_ns: int, *, failed: bool, decided: int = 0, **rest: Any) -> int:
-        return layout.KEPT_RANDOM | (layout.KEPT_FAILED if failed else decided & layout.KEPT_FAILED)
+    def decide(self, number: int, duration_ns: int, *, failed: bool, decided: int = 0, **rest: Any) -> Any:
+        return layout.KEPT_RANDOM | (layout.KEPT_FAILED if failed else decided & layout.KEPT_FAILED), None
 
 
 def open_recorder(
