@@ -14,6 +14,7 @@ import pytest
 
 from paste_agent.background import background_task
 from paste_agent.filter import AgentFilter
+from paste_agent.raised import raised_of
 from paste_agent.recorder import layout
 from paste_agent.recorder.reader import Reader
 from paste_agent.recorder.writer import Recorder
@@ -142,6 +143,24 @@ def test_a_decorated_generator_is_a_span_until_it_ends(recorder: Recorder, reade
         ("rows", 0, None),
     ]
     assert said == ["sent", "thrown"]
+
+
+def test_a_decorated_generator_takes_few_frames_of_the_stack_and_shows_none(recorder: Recorder) -> None:
+    @span("levels")
+    def levels(more: int) -> Iterator[int]:
+        if more:
+            yield from levels(more - 1)
+        yield len(inspect.stack(0))
+        raise KeyError(more)
+
+    def inside() -> None:
+        flat, deep = levels(0), levels(10)
+        assert next(deep) - next(flat) == 3 * 10
+        with pytest.raises(KeyError) as error:
+            next(flat)
+        assert [frame.function for frame in raised_of(error.value).frames] == ["inside", "levels"]
+
+    within(recorder, inside)
 
 
 def test_an_asynchronous_generator_stays_as_it_is() -> None:
