@@ -30,7 +30,7 @@ from paste_agent.spans import begin, end
 from paste_agent.store.trace_tree import all_of, trees
 from paste_agent.transaction import current
 from tests.receiver import attributes_of
-from tests.recorders import _Serving, die, environ_of, open_recorder, serve, spans_within
+from tests.recorders import _Serving, die, environ_of, open_recorder, serve, spans_within, tree
 from tests.telemetry_api import (  # noqa: F401
     PARENT_ID,
     TRACE_ID,
@@ -40,7 +40,6 @@ from tests.telemetry_api import (  # noqa: F401
     recorder,
     told,
     tracer,
-    tree,
 )
 from tests.within import inside_of
 
