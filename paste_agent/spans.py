@@ -183,6 +183,12 @@ def _not_left(within: Within | None) -> Within | None:
     return within
 
 
+def again(place: Within | None, itself: Within) -> Within:
+    """What a thread is in that goes on with a generator: where that was, or `itself` if that has ended meanwhile."""
+    place = _not_left(place)
+    return itself if place is None or place.transaction.environ is None else place
+
+
 def step_aside(span: Span) -> None:
     """The thread is not in a span that it has just begun, which goes on until `end_aside`. May raise."""
     _reset(span.token)
@@ -230,8 +236,7 @@ def enter(span: Span, since_ns: int | None = None, place: Within | None = None) 
     around, transaction = _get(), span.transaction
     if transaction.environ is None or (around is not None and around.transaction is not transaction):
         return None
-    place = _not_left(place)
-    token = _set(span if place is None or place.transaction.environ is None else place)
+    token = _set(again(place, span))
     _tell(transaction)
     return around, token, since_ns or perf_counter_ns()
 
