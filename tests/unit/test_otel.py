@@ -329,6 +329,34 @@ class Odd:
     __repr__ = __str__
 
 
+class Lines(list[str]):
+    """Says how many of its items somebody has asked for."""
+
+    asked = 0
+
+    def __iter__(self) -> Iterator[str]:
+        for line in super().__iter__():
+            self.asked += 1
+            yield line
+
+
+def test_of_a_sequence_no_more_is_read_than_is_kept(recorder: Recorder) -> None:
+    lines = Lines(["x" * 300] * 60)
+    with_user = ["http://user:s3cret@shop.example"] * 60
+
+    def run() -> None:
+        with tracer.start_as_current_span("listed") as span:
+            span.set_attribute("lines", lines)
+            span.set_attribute("addresses", with_user)
+
+    attributes = only(spans_within(recorder, run)).attributes
+    assert attributes == {
+        "lines": ", ".join(["x" * 300] * 4)[:1024],
+        "addresses": ", ".join(["http://shop.example"] * 60)[:1024],
+    }
+    assert lines.asked == 4
+
+
 def test_attributes_are_bounded_and_of_plain_types(recorder: Recorder) -> None:
     def run() -> None:
         with tracer.start_as_current_span("typed") as span:
