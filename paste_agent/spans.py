@@ -177,7 +177,7 @@ def _step_out(span: Span) -> None:
 
 
 def _not_left(within: Within | None) -> Within | None:
-    """The innermost of what something is in, itself included, that was not ended while another thread was in it."""
+    """What has been left out of turn gives way to what is around it."""
     while isinstance(within, Span) and within.category == _LEFT:
         within = within.around
     return within

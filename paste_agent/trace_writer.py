@@ -49,7 +49,7 @@ class TraceWriter:
             if self._directory is None:
                 self.waiting.append(row)
             else:
-                if size + len(line) > kept.MAX_BYTES:  # it needs a file of its own
+                if lines and size + len(line) > kept.MAX_BYTES:  # it needs a file of its own
                     self._leave(self._directory, lines)
                     lines = []
                 lines.append(line)
