@@ -7,6 +7,8 @@ import re
 _PLAIN_HOST = re.compile(r"(?:\[[^\]@]*\]|[^:@\[\]]*)(?::[0-9]*)?")
 _END_OF_HOST = re.compile(r"[/?#]")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*:)?//")
+#: Addresses in a text: for each of them all that follows is gone through.
+_MAX_WITHIN = 16
 
 
 def bare(address: str) -> str:
@@ -21,13 +23,16 @@ def bare_within(text: str) -> str:
     """A text with the addresses in it as `bare` makes them.
 
     Where one ends cannot be told, since passwords and queries may have anything in them: all that may be a part of it
-    goes, to the end of the text.
+    goes, to the end of the text. So does what comes after many of them.
     """
     done = 0
-    while (slashes := text.find("://", done)) >= 0:
+    for _ in range(_MAX_WITHIN):
+        slashes = text.find("://", done)
+        if slashes < 0:
+            return text
         done = slashes + 3
         text = text[:done] + bare(text[done:])
-    return text
+    return text[:done] + text[done:].partition("://")[0]
 
 
 def without_user(rest: str) -> str:

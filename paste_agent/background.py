@@ -9,7 +9,7 @@ from time import perf_counter_ns
 from types import TracebackType
 from typing import Any
 
-from paste_agent import error_rules, lifecycle, naming
+from paste_agent import error_rules, lifecycle, naming, spans
 from paste_agent.decorating import Decorator
 from paste_agent.inside import Identity, Inside
 from paste_agent.raised import raised_of, type_name
@@ -215,19 +215,21 @@ class _TaskInSteps(background_task):
     def __enter__(self) -> _TaskInSteps:
         super().__enter__()
         self._has_begun = self._token is not None
+        self._place: Within | None = None  #: of its spans, the one that is open
         self.pause()
         return self
 
     def resume(self) -> None:
         """The thread works for it from now on."""
         if self._has_begun:
-            self._token = current.set(self)
+            self._token = current.set(spans.again(self._place, self))
 
     def pause(self) -> None:
         """And no longer; its consumer may, for a request."""
         token, self._token = self._token, None
         try:
             if token is not None:
+                self._place = current.get()
                 current.reset(token)
         except ValueError:  # in another context
             pass

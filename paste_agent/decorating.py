@@ -63,6 +63,14 @@ class _Steps(Generator[Any, Any, Any]):
         self._generator = generator
         self._around = around
 
+    def __next__(self) -> Any:
+        # The usual step, in one frame: a generator may go through itself, down to the interpreter's limit.
+        self._around.resume()
+        try:
+            return next(self._generator)
+        finally:
+            self._around.pause()
+
     def send(self, value: Any) -> Any:
         return self._step(self._generator.send, value)
 

@@ -8,13 +8,13 @@ process that wrote them. They are untrusted when they are read.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from paste_agent import runtime_dir
 
 SUFFIX = ".kept"
-#: Of one file; a reporter writes one a second at the most.
+#: Of one file; a reporter writes two a second at the most, and more of them when its process ends.
 MAX_BYTES = 4 * 1024 * 1024
 _INT64 = 1 << 63
 
@@ -35,9 +35,9 @@ class TraceRow(NamedTuple):
     detail: Mapping[str, object] | None
 
 
-def write(path: str, rows: Sequence[TraceRow]) -> None:
-    """Make the file, whole or not at all. Raises OSError."""
-    runtime_dir.write_file(path, b"".join(_line(row) for row in rows))
+def write(path: str, lines: Iterable[bytes]) -> None:
+    """Make the file of what `line_of` has made, MAX_BYTES at the most; whole or not at all. Raises OSError."""
+    runtime_dir.write_file(path, b"".join(lines))
 
 
 def read(path: str) -> list[TraceRow]:
@@ -47,14 +47,15 @@ def read(path: str) -> list[TraceRow]:
     return [row for row in found if row is not None]
 
 
-def _line(row: TraceRow) -> bytes:
+def line_of(row: TraceRow) -> bytes:
     fields = {
         **row._asdict(),
         "trace_id": row.trace_id.hex(),
         "span_id": row.span_id.hex(),
         "parent_id": None if row.parent_id is None else row.parent_id.hex(),
     }
-    return json.dumps(fields).encode() + b"\n"
+    # As it is, text beyond ASCII takes half the room; surrogates too come back, which `json.loads` lets pass.
+    return json.dumps(fields, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n"
 
 
 def _row(line: bytes) -> TraceRow | None:

@@ -38,7 +38,10 @@ class Owed:
             if len(queue) > 2 * MOST:
                 self._sum_up(queue)
         elif len(queue) > MOST:
-            queue.popleft()
+            try:
+                queue.popleft()
+            except IndexError:  # another thread has just taken them all
+                return
             self.dropped += 1
 
     def take(self) -> tuple[list[Record], int]:

@@ -120,7 +120,8 @@ class Reporter:
         recorder.sampler.tick(elapsed_s, finished, recorder.latest)
         recorder.grow()
         self._watch.look(now_ns)
-        self._write_kept(settled)
+        if settled:
+            self._trace_writer().write(settled)
         if self._logs is not None:
             self._logs.tick(elapsed_s)
         with native.UNDIVIDED:
@@ -137,7 +138,9 @@ class Reporter:
 
     def _last(self) -> float:
         self._recorder.set_words(layout.W_PROBED_AT, probes.probe().words())
-        self._write_kept(len(self._recorder.kept))
+        if self._recorder.kept:
+            now = time.monotonic()
+            self._trace_writer().write_last(now + (self._deadline - now) / 2)  # the last drain takes its time too
         if self._logs is not None:
             self._logs.write()
         if _take_before(self._lease, self._directory, self._deadline):
@@ -153,15 +156,13 @@ class Reporter:
             return False
         return bool(self._recorder.word(layout.W_WITNESSED)) and probes.root_pid() == os.getppid()
 
-    def _write_kept(self, most: int) -> None:
-        if not most:
-            return
+    def _trace_writer(self) -> TraceWriter:
         if self._traces is None:
             with native.UNDIVIDED:
                 from paste_agent.trace_writer import TraceWriter
             self._traces = TraceWriter(self._settings, self._recorder, self._directory, self._warn)
             self._waiting = self._traces.waiting
-        self._traces.write(most)
+        return self._traces
 
 
 def complete(settings: Settings, directory: str, warn: Warnings) -> None:

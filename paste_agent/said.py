@@ -67,10 +67,23 @@ def add(attributes: dict[str, Any], most: int, key: object, value: object) -> No
         return
     kept = _shown(name, value)
     if kept is None and isinstance(value, Sequence) and not isinstance(value, (bytes, bytearray, memoryview)):
-        items = (_shown(name, item) for item in islice(value, _MAX_ITEMS))
-        kept = plain_value(", ".join(str(item) for item in items if item is not None))
+        kept = plain_value(_joined(name, value))
     if kept is not None:
         attributes[name] = kept
+
+
+def _joined(name: str, items: Sequence[Any]) -> str:
+    """The items as text; no more of them than make what is kept."""
+    shown: list[str] = []
+    length = 0
+    for item in islice(items, _MAX_ITEMS):
+        one = _shown(name, item)
+        if one is not None:
+            shown.append(str(one))
+            length += len(shown[-1])
+            if length >= _MAX_VALUE:
+                break
+    return ", ".join(shown)
 
 
 def _shown(name: str, value: Any) -> AttributeValue | None:

@@ -29,7 +29,7 @@ _MAX_ATTRIBUTES = 64
 _MAX_KEY = 128
 _MAX_STEPS = 60
 _own_parts = len(PARTS)
-#: In the place of a category, of one that stood aside: it has ended; it has ended, and its thread left it out of turn.
+#: In the place of a category: it stood aside, and has ended; it has ended, and its thread left it out of turn.
 _ENDED, _LEFT = -1, -2
 #: What a thread was in before, how it comes back, and since when, of the monotonic clock.
 Entered = tuple[Within | None, Token[Within | None], int]
@@ -109,16 +109,18 @@ def end(span: Span, name: str, key: SpanKey | Key | None = None, failed: str | N
     failed: `error.type`. attributes: of the span in a kept trace; not changed afterwards.
     """
     end_ns = perf_counter_ns()
-    transaction = span.transaction
+    transaction, category = span.transaction, span.category
     recorder = transaction.recorder
     try:
         try:
             if _get() is span:
                 _reset(span.token)
             else:  # its transaction has ended before it, or it ends before one inside of it
+                span.category = _LEFT
                 _step_out(span)
         except ValueError:  # it ends in another context than it began in
-            pass
+            span.category = _LEFT
+            _set(_not_left(span))
         start_ns = span.start_ns
         own_ns = duration_ns = end_ns - start_ns
         if key is not None:
@@ -126,7 +128,7 @@ def end(span: Span, name: str, key: SpanKey | Key | None = None, failed: str | N
         inside = transaction.inside
         if transaction.environ is None or inside is None:
             return
-        around, slot, category = span.around, transaction.slot, span.category
+        around, slot = span.around, transaction.slot
         parent, code = 0, None
         if around.__class__ is Span:
             around.children_ns += duration_ns
@@ -174,6 +176,19 @@ def _step_out(span: Span) -> None:
         inner = None if leads_to is Token.MISSING else leads_to
 
 
+def _not_left(within: Within | None) -> Within | None:
+    """What has been left out of turn gives way to what is around it."""
+    while isinstance(within, Span) and within.category == _LEFT:
+        within = within.around
+    return within
+
+
+def again(place: Within | None, itself: Within) -> Within:
+    """What a thread is in that goes on with a generator: where that was, or `itself` if that has ended meanwhile."""
+    place = _not_left(place)
+    return itself if place is None or place.transaction.environ is None else place
+
+
 def step_aside(span: Span) -> None:
     """The thread is not in a span that it has just begun, which goes on until `end_aside`. May raise."""
     _reset(span.token)
@@ -212,16 +227,16 @@ def end_aside(span: Span, name: str, failed: str | None, attributes: Mapping[str
         transaction.recorder.on_fault("end of a span", fault)
 
 
-def enter(span: Span, since_ns: int | None = None) -> Entered | None:
-    """The thread is in a span again that was told to `step_aside`; for `leave`. May raise.
+def enter(span: Span, since_ns: int | None = None, place: Within | None = None) -> Entered | None:
+    """The thread is in a span again that was told to `step_aside`; for `leave`, or for `pause`. May raise.
 
-    since_ns: of the monotonic clock; None: from now on. Returns None, and nothing happens, where the thread works for
-    another transaction, or the span's has ended.
+    since_ns: of the monotonic clock; None: from now on. place: what `pause` has returned. Returns None, and nothing
+    happens, where the thread works for another transaction, or the span's has ended.
     """
     around, transaction = _get(), span.transaction
     if transaction.environ is None or (around is not None and around.transaction is not transaction):
         return None
-    token = _set(span)
+    token = _set(again(place, span))
     _tell(transaction)
     return around, token, since_ns or perf_counter_ns()
 
@@ -234,9 +249,7 @@ def leave(span: Span, entered: Entered) -> None:
     try:
         if _get() is span:  # else its transaction has ended before it
             _reset(token)
-            back = _get()
-            while isinstance(back, Span) and back.category == _LEFT:
-                back = back.around
+            back = _not_left(_get())
             if back is not _get():
                 _set(back)
         elif span.category == _ENDED:  # generators may take turns
@@ -244,6 +257,22 @@ def leave(span: Span, entered: Entered) -> None:
     except ValueError:  # in another context
         return
     _tell(span.transaction)
+
+
+def pause(span: Span, entered: Entered) -> Within | None:
+    """As `leave`, of a generator that yields: spans that it has open go with it, and its consumer is where it was.
+
+    Returns what it is in itself, for its next `enter`. May raise.
+    """
+    around, _, since_ns = entered
+    place, transaction = _get(), span.transaction
+    if isinstance(around, Span) and around is not span:
+        around.children_ns += perf_counter_ns() - since_ns
+    # One that has ended meanwhile has left to the thread what it was in before.
+    if transaction.environ is not None or (place is not None and place.transaction is transaction):
+        _set(_not_left(around))
+        _tell(transaction)
+    return place
 
 
 def rename(span: Span, text: bytes) -> None:
@@ -376,11 +405,12 @@ class span(Decorator):
 class _SpanInSteps(span):
     """Around a generator. Raises nothing."""
 
-    __slots__ = ("_entered",)
+    __slots__ = ("_entered", "_place")
 
     def __enter__(self) -> _SpanInSteps:
         super().__enter__()
         self._entered: Entered | None = None
+        self._place: Within | None = None  #: of its own spans, the one that is open; None: it has not begun
         self._try(step_aside)
         return self
 
@@ -392,12 +422,12 @@ class _SpanInSteps(span):
             self._try(self._pause)
 
     def _resume(self, found: Span) -> None:
-        self._entered = enter(found)
+        self._entered = enter(found, None, self._place)
 
     def _pause(self, found: Span) -> None:
         entered, self._entered = self._entered, None
         if entered is not None:
-            leave(found, entered)
+            self._place = pause(found, entered)
 
     def _try(self, step: Callable[[Span], None]) -> None:
         found = self._span

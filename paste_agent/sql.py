@@ -135,7 +135,9 @@ _BACKTICKS_EITHER = rf"`(?!{_KEY})[^\W\d][\w$]*(?:[ .-][^\W\d][\w$]*)*`(?!`)"
 #: SQLite takes a quoted name that it does not know for a string, unless it stands where only a name can.
 _SQLITE_NAME = r'"[^"]*(?:""[^"]*)*"'
 _SQLITE_BEFORE = r"(?i:AS|COLUMN|FROM|INDEX|INTO|JOIN|REFERENCES|SET|TABLE|UPDATE|VIEW)"
-_SQLITE_COLUMNS = rf"\(\s*{_SQLITE_NAME}(?:\s*,\s*{_SQLITE_NAME})*\s*\)(?=\s*(?i:VALUES|SELECT)\b)"
+#: Between two words.
+_SQLITE_GAP = rf"(?:\s|--[^\n]*\n|/\*{_FLAT})*"
+_SQLITE_COLUMNS = rf"\(\s*{_SQLITE_NAME}(?:\s*,\s*{_SQLITE_NAME})*\s*\)(?={_SQLITE_GAP}(?i:VALUES|SELECT)\b)"
 _SQLITE_NAMES = (
     rf"{_SQLITE_BEFORE}\s*{_SQLITE_NAME}|{_SQLITE_COLUMNS}|(?<=[\w\"`\]]\.){_SQLITE_NAME}"
     rf"|{_SQLITE_NAME}(?=\s*\.\s*[^\d\s])"
@@ -221,7 +223,9 @@ _PARTS = {
 _QUOTED = re.compile(r"\"[^\"]*(?:\"\"[^\"]*)*\"?|`[^`]*(?:``[^`]*)*`?|\[[^\]]*(?:\]\][^\]]*)*\]?")
 #: On one line, and without what later steps could take for something else.
 _TAME = re.compile(r"(?:\"[\w $#@./:+-]+\"|`[\w $#@./:+-]+`|\[[\w $#@./:+-]+\])")
-_SQLITE_INTO = re.compile(rf"(?<!\w)INTO\s*{DOTTED}\s*(?:AS\s*{NAME}\s*)?\Z", re.IGNORECASE)
+_SQLITE_INTO = re.compile(
+    rf"(?<!\w)INTO{_SQLITE_GAP}{DOTTED}{_SQLITE_GAP}(?:AS{_SQLITE_GAP}{NAME}{_SQLITE_GAP})?\Z", re.IGNORECASE
+)
 _BRACKETED = re.compile(rf"'[^']*'|(?<!\w){_NUMBER}|(?<!\w){_KEY}\w*")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
+from typing import Any
 
 from paste_agent import detail, kept, native
 from paste_agent.kept import TraceRow
@@ -30,33 +31,52 @@ class TraceWriter:
         self._written = 0
         self.waiting: deque[TraceRow] = deque(maxlen=1024)
 
-    def write(self, most: int = MAX_KEPT) -> None:
-        """Hand on what has been kept since. most: so many of them; what the others stand for is not known yet."""
+    def write(self, most: int = MAX_KEPT) -> int:
+        """Hand on what has been kept since. most: so many of them; what the others stand for is not known yet.
+
+        Returns how many of these are for the next round: so that the lead reads little at a time, there is an end.
+        """
         offset_ns = time.time_ns() - time.perf_counter_ns()
-        rows: list[TraceRow] = []
+        lines: list[bytes] = []
         size = 0
-        # What does not fit into one file is for the next round.
         while self._recorder.kept and most > 0 and size < kept.MAX_BYTES // 2:
             most -= 1
             try:
-                row = self._row(self._recorder.kept.popleft(), offset_ns)
+                row, line = _bounded(self._row(self._recorder.kept.popleft(), offset_ns))
             except Exception as fault:  # an object of the application's: the others are kept all the same
                 self._recorder.on_fault("kept trace", fault)
                 continue
-            rows.append(row)
-            size += len(str(row.detail))
+            if self._directory is None:
+                self.waiting.append(row)
+            else:
+                if lines and size + len(line) > kept.MAX_BYTES:  # it needs a file of its own
+                    self._leave(self._directory, lines)
+                    lines = []
+                lines.append(line)
+            size += len(line)
             native.sleep(0)
-        if self._directory is None:
-            self.waiting.extend(rows)
-            return
+        if lines:
+            self._leave(self._directory or "", lines)
+        return most
+
+    def write_last(self, until: float) -> None:
+        """Hand on all there is: no round comes after this one.
+
+        until: s of the monotonic clock, when no other file is begun; the rest is lost.
+        """
+        most = self.write(len(self._recorder.kept))
+        while most > 0 and self._recorder.kept and time.monotonic() < until:
+            most = self.write(most)
+
+    def _leave(self, directory: str, lines: list[bytes]) -> None:
         self._written += 1
-        path = os.path.join(self._directory, f"{self._recorder.id}.{self._written}{kept.SUFFIX}")
+        path = os.path.join(directory, f"{self._recorder.id}.{self._written}{kept.SUFFIX}")
         try:
-            kept.write(path, rows)
+            kept.write(path, lines)
             self._files.append(path)
             self._forget_oldest()
         except OSError as error:
-            self._warn("kept traces", f"{path}: {error.strerror}; {len(rows)} kept traces are lost, metrics are not")
+            self._warn("kept traces", f"{path}: {error.strerror}; {len(lines)} kept traces are lost, metrics are not")
 
     def _forget_oldest(self) -> None:
         while self._files and not os.path.exists(self._files[0]):
@@ -68,3 +88,19 @@ class TraceWriter:
     def _row(self, transaction: KeptTransaction, offset_ns: int) -> TraceRow:
         attributes = self._recorder.attributes_of(transaction.series)
         return detail.trace_row(transaction, attributes, offset_ns, self._rules)
+
+
+def _bounded(row: TraceRow) -> tuple[TraceRow, bytes]:
+    """The row, and its line: without the last of its spans where that would be longer than what is read of a file."""
+    line = kept.line_of(row)
+    detail: Any = row.detail
+    while len(line) > kept.MAX_BYTES and detail.get("spans"):
+        spans, attributes = detail["spans"], detail["attributes"]
+        left, gone = spans[: len(spans) // 2], spans[len(spans) // 2 :]
+        dropped = attributes.get("paste_agent.spans.dropped", 0) + len(gone)
+        dropped_ns = detail.get("dropped_ns", 0) + sum(one["duration"] for one in gone if one["parent"] is None)
+        attributes = {**attributes, "paste_agent.spans.dropped": dropped}
+        detail = {**detail, "attributes": attributes, "spans": left, "dropped_ns": dropped_ns}
+        row = row._replace(detail=detail)
+        line = kept.line_of(row)
+    return row, line

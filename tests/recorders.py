@@ -162,6 +162,12 @@ def spans_within(recorder: Recorder, run: Callable[[], object], **environ: Any) 
     return found
 
 
+def tree(found: list[FinishedSpan]) -> dict[str, str | None]:
+    """Names of spans, and of those around them."""
+    names = {span.number: span.name for span in found}
+    return {span.name: names.get(span.parent) for span in sorted(found)}
+
+
 def leave(
     recorder: Recorder,
     series: int,

@@ -44,12 +44,6 @@ def ids(span: trace.Span) -> tuple[str, str]:
     return trace.format_trace_id(of.trace_id), trace.format_span_id(of.span_id)
 
 
-def tree(found: list[FinishedSpan]) -> dict[str, str | None]:
-    """Names of spans, and of those around them."""
-    names = {span.number: span.name for span in found}
-    return {span.name: names.get(span.parent) for span in sorted(found)}
-
-
 def only(found: list[FinishedSpan]) -> FinishedSpan:
     (span,) = found
     return span

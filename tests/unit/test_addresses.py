@@ -39,6 +39,9 @@ def test_neither_user_nor_query(address: str, shown: str) -> None:
         ("who? user@shop.example", "who? user@shop.example"),
         ("://", "://"),
         ("", ""),
+        pytest.param("a://b/ " * 16 + "c", "a://b/ " * 16 + "c", id="16 addresses"),
+        pytest.param("a://b/ " * 16 + "c://user:s3cret@d", "a://b/ " * 16 + "c", id="17 addresses"),
+        pytest.param("://" * 1000, "://" * 16, id="slashes"),
     ],
 )
 def test_addresses_in_a_text(text: str, shown: str) -> None:

@@ -16,14 +16,14 @@ from paste_agent import lifecycle
 from paste_agent.aggregate import DATABASE_DURATION, ERRORS, PART_DURATION, PART_SPANS, TASK_DURATION
 from paste_agent.background import background_task
 from paste_agent.detail import Rules, trace_row
-from paste_agent.inside import CALL, DATABASE
+from paste_agent.inside import CALL, DATABASE, FinishedSpan
 from paste_agent.propagation import parse_traceparent
 from paste_agent.recorder import layout
 from paste_agent.spans import begin, end, headers_of, span
 from paste_agent.transaction import current
 from tests.filtering import Measured, fine, serve
 from tests.odd import Hostile, Text
-from tests.recorders import run_script
+from tests.recorders import run_script, tree
 
 Task = tuple["str | None", "str | None"]
 
@@ -125,6 +125,28 @@ def test_a_generator_that_is_broken_off_has_not_failed(service: Measured) -> Non
     assert tasks_of(service) == {("pages", None): 1}
     assert seen == [True, True]
     assert current.get() is None
+
+
+def test_a_generator_has_its_spans_inside_of_each_other(service: Measured) -> None:
+    @background_task("pages")
+    def pages() -> Iterator[int]:
+        with span("cursor"):
+            yield 1
+            with span("fetches"):
+                yield 2
+        with span("is closed"):
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        list(pages())
+    assert current.get() is None
+    inside = service.recorder().kept.popleft().inside
+    assert inside is not None
+    assert tree(list(map(FinishedSpan.of, inside.finished))) == {
+        "cursor": None,
+        "fetches": "cursor",
+        "is closed": None,
+    }
 
 
 class Custom(Exception):

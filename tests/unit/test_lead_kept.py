@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
+import time
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from paste_agent import kept
 from paste_agent.recorder.writer import Recorder
+from paste_agent.spans import span
 from paste_agent.store.store import Store
 from paste_agent.trace_writer import TraceWriter
 from tests.recorders import (
@@ -45,6 +49,48 @@ def test_what_came_after_the_tick_waits_for_the_next(directory: Path) -> None:
         serve(opened, path)
     TraceWriter(settings_of(directory), opened, str(directory), warnings()).write(2)
     assert [one.path for one in opened.kept] == ["/3"]
+
+
+def many_spans(amount: int, text: str) -> Callable[[], None]:
+    def meanwhile() -> None:
+        for _ in range(amount):
+            with span("row") as one:
+                for name in "abcd":
+                    one.set(name, text)
+
+    return meanwhile
+
+
+def test_no_file_is_longer_than_what_is_read_of_it(directory: Path) -> None:
+    """Text beyond ASCII takes more bytes than characters; a request that is too long by itself loses spans."""
+    text = "語" * 999 + "\ud800"
+    opened = open_recorder(directory, keep_all=True)
+    for amount in (100, 100, 250, 400, 100):
+        serve(opened, meanwhile=many_spans(amount, text))
+    writer = TraceWriter(settings_of(directory), opened, str(directory), warnings())
+    writer.write_last(time.monotonic() + 60)
+    assert not opened.kept
+    files = [path for path in directory.iterdir() if path.suffix == kept.SUFFIX]
+    assert all(path.stat().st_size <= kept.MAX_BYTES for path in files)
+    with leading(directory) as lead:
+        lead.drain()
+        details: list[Any] = [row.detail for row in lead.store.traces(0, 1e12, "newest", False, 10)]
+        dropped = {len(one["spans"]): one["attributes"].get("paste_agent.spans.dropped") for one in details}
+        assert dropped == {100: None, 250: None, 200: 200}
+        assert len(details) == 5
+        assert {text for one in details for text in one["spans"][0]["attributes"].values()} == {text}
+    die(opened)
+
+
+def test_what_does_not_fit_is_for_the_next_round(directory: Path) -> None:
+    opened = open_recorder(directory, keep_all=True)
+    for _ in range(3):
+        serve(opened, meanwhile=many_spans(200, "語" * 1000))
+    writer = keep(opened, directory)
+    assert len(opened.kept) == 2
+    assert writer.write(1) == 0
+    assert len(opened.kept) == 1
+    die(opened)
 
 
 @pytest.mark.parametrize("first", ["record", "file"])

@@ -30,7 +30,7 @@ from paste_agent.spans import begin, end
 from paste_agent.store.trace_tree import all_of, trees
 from paste_agent.transaction import current
 from tests.receiver import attributes_of
-from tests.recorders import _Serving, die, environ_of, open_recorder, serve, spans_within
+from tests.recorders import _Serving, die, environ_of, open_recorder, serve, spans_within, tree
 from tests.telemetry_api import (  # noqa: F401
     PARENT_ID,
     TRACE_ID,
@@ -40,7 +40,6 @@ from tests.telemetry_api import (  # noqa: F401
     recorder,
     told,
     tracer,
-    tree,
 )
 from tests.within import inside_of
 
@@ -328,6 +327,34 @@ class Odd:
         raise AssertionError("nobody asked for it")
 
     __repr__ = __str__
+
+
+class Lines(list[str]):
+    """Says how many of its items somebody has asked for."""
+
+    asked = 0
+
+    def __iter__(self) -> Iterator[str]:
+        for line in super().__iter__():
+            self.asked += 1
+            yield line
+
+
+def test_of_a_sequence_no_more_is_read_than_is_kept(recorder: Recorder) -> None:
+    lines = Lines(["x" * 300] * 60)
+    with_user = ["http://user:s3cret@shop.example"] * 60
+
+    def run() -> None:
+        with tracer.start_as_current_span("listed") as span:
+            span.set_attribute("lines", lines)
+            span.set_attribute("addresses", with_user)
+
+    attributes = only(spans_within(recorder, run)).attributes
+    assert attributes == {
+        "lines": ", ".join(["x" * 300] * 4)[:1024],
+        "addresses": ", ".join(["http://shop.example"] * 60)[:1024],
+    }
+    assert lines.asked == 4
 
 
 def test_attributes_are_bounded_and_of_plain_types(recorder: Recorder) -> None:

@@ -24,7 +24,7 @@ from paste_agent import trace_ids
 from paste_agent.inside import MESSAGE
 from paste_agent.recorder.writer import Recorder
 from paste_agent.transaction import current
-from tests.recorders import run_script, serve, spans_within
+from tests.recorders import run_script, serve, spans_within, tree
 from tests.telemetry_api import (  # noqa: F401
     PARENT_ID,
     TRACE_ID,
@@ -34,7 +34,6 @@ from tests.telemetry_api import (  # noqa: F401
     recorder,
     told,
     tracer,
-    tree,
 )
 from tests.within import here, inside_of
 
@@ -232,7 +231,7 @@ def test_messages_that_overlap_are_each_one(recorder: Recorder) -> None:
 
 def test_generators_that_take_turns_leave_nothing_behind(recorder: Recorder) -> None:
     def turns(name: str) -> Iterator[None]:
-        with tracer.start_as_current_span(name):
+        with tracer.start_as_current_span(name), paste_agent.span(f"ours in {name}"):
             yield
 
     def run() -> None:
@@ -242,7 +241,26 @@ def test_generators_that_take_turns_leave_nothing_behind(recorder: Recorder) -> 
         with paste_agent.span("after"):
             pass
 
-    assert tree(spans_within(recorder, run)) == {"A": None, "B": "A", "after": None}
+    expected = {"A": None, "ours in A": "A", "B": "ours in A", "ours in B": "B", "after": None}
+    assert tree(spans_within(recorder, run)) == expected
+
+
+def test_a_decorated_generator_takes_spans_with_it_that_it_has_open(recorder: Recorder) -> None:
+    @paste_agent.span("rows")
+    def rows() -> Iterator[None]:
+        with tracer.start_as_current_span("A"):
+            yield
+            with paste_agent.span("ours"), tracer.start_as_current_span("B"):
+                yield
+
+    def run() -> None:
+        for _ in rows():
+            with paste_agent.span("consumer"):
+                pass
+        assert current.get() is here()
+
+    expected = {"rows": None, "A": "rows", "ours": "A", "B": "ours", "consumer": None}
+    assert tree(spans_within(recorder, run)) == expected
 
 
 def test_a_thread_that_has_the_api_s_context_alone_is_in_its_span(recorder: Recorder) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -94,6 +95,23 @@ def test_what_is_dropped_is_counted_and_said_once(
     assert [line.getMessage() for line in caplog.records] == [
         f"{first.settings.service_name}: 30 records of what came before the agent were dropped: 1000 of a kind are kept"
     ]
+
+
+class TakenMeanwhile(deque[owed.Record]):
+    """Another thread takes what is in it as soon as its length has been asked for."""
+
+    def __len__(self) -> int:
+        length = super().__len__()
+        self.clear()
+        return length
+
+
+def test_what_is_taken_while_another_thread_adds_is_not_dropped() -> None:
+    record = (layout.KIND_LOAD, ("gzip",), 0, 300, False)
+    owes = owed.Owed()
+    owes._queues[layout.KIND_LOAD] = TakenMeanwhile([record] * owed.MOST)
+    owes.add(record)
+    assert owes.dropped == 0
 
 
 def test_faults_are_counted_by_the_first_agent_and_hold_nothing(measure: Callable[..., Measured]) -> None:

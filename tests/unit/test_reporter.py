@@ -7,6 +7,7 @@ import random
 from collections import Counter
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -201,6 +202,24 @@ def test_failed_requests_have_their_details_in_the_store(directory: Path) -> Non
             assert row.detail is not None
             assert row.attributes["error.type"] == "ValueError"
             assert "as asked" in str(row.detail["exception"])
+
+
+def test_a_process_that_ends_leaves_all_details_however_long(directory: Path) -> None:
+    many = """
+        from paste_agent.spans import span
+        for _ in range(200):
+            with span('row') as one:
+                for name in 'abc':
+                    one.set(name, 'x' * 1000)"""
+    raises = "    if environ['PATH_INFO'] == '/raises':"
+    with Script(SERVES.replace(raises, raises + many), directory, 0) as process:
+        assert process.hear() == "ready"
+        served(process, 8, "/raises")
+        assert process.end() == ("", "")
+    assert left_in(directory) == []
+    with closing(Store(str(directory / "shop.sqlite"), read_only=True)) as store:
+        details: list[Any] = [row.detail for row in store.traces(0, 1e12, "newest", True, 100)]
+        assert [len((detail or {}).get("spans", ())) for detail in details] == [200] * 8
 
 
 def test_two_processes_that_end_at_the_same_time_are_both_counted(directory: Path) -> None:

@@ -14,12 +14,14 @@ import pytest
 
 from paste_agent.background import background_task
 from paste_agent.filter import AgentFilter
+from paste_agent.raised import raised_of
 from paste_agent.recorder import layout
 from paste_agent.recorder.reader import Reader
 from paste_agent.recorder.writer import Recorder
 from paste_agent.spans import span
 from paste_agent.transaction import current
-from tests.recorders import _Serving, die, environ_of, open_recorder, reader_of, run_script, serve, spans_within
+from tests.recorders import _Serving, die, environ_of, open_recorder, reader_of, run_script, serve, spans_within, tree
+from tests.within import here
 
 
 @pytest.fixture
@@ -142,6 +144,136 @@ def test_a_decorated_generator_is_a_span_until_it_ends(recorder: Recorder, reade
         ("rows", 0, None),
     ]
     assert said == ["sent", "thrown"]
+
+
+@span("rows")
+def rows_of(cursor: str) -> Iterator[str]:
+    with span(cursor):
+        yield cursor
+        with span(f"{cursor} fetches"):
+            yield cursor
+    with span(f"{cursor} is closed"):
+        yield cursor
+
+
+def consume() -> None:
+    for _ in rows_of("A"):
+        with span("consumer"):
+            pass
+
+
+def interleave() -> None:
+    for _ in zip(rows_of("A"), rows_of("B"), strict=True):
+        with span("consumer"):
+            pass
+
+
+def break_off() -> None:
+    rows = rows_of("A")
+    next(rows)
+    next(rows)
+    rows.close()  # type: ignore[attr-defined]
+
+
+def in_other_threads() -> None:
+    """Each step in a context of its own, with the request that the thread works for or without it."""
+    rows = rows_of("A")
+    asked = [contextvars.copy_context(), contextvars.Context(), contextvars.copy_context(), contextvars.Context()]
+    for place, context in enumerate(asked):
+        before = context.run(current.get)
+        thread = threading.Thread(target=context.run, args=(next, rows, None))
+        thread.start()
+        thread.join()
+        assert context.run(current.get) is before, place
+
+
+def end_meanwhile() -> None:
+    """What an undecorated one has open, in its midst, ends before it goes on; and what its consumer has, within it."""
+
+    def plain(name: str) -> Iterator[None]:
+        with span(name):
+            yield
+
+    @span("rows")
+    def takes(its: Iterator[None], others: Iterator[None]) -> Iterator[None]:
+        next(its)
+        yield
+        with span("A"):
+            yield
+        next(others, None)
+        yield
+
+    its, others = plain("its"), plain("others")
+    next(others)
+    rows = takes(its, others)
+    next(rows)
+    next(its, None)
+    next(rows)
+    next(rows)
+
+
+OF_A = {"rows": None, "A": "rows", "A fetches": "A", "A is closed": "rows"}
+OF_B = {"B": "rows", "B fetches": "B", "B is closed": "rows"}
+
+
+@pytest.mark.parametrize(
+    ("inside", "expected"),
+    [
+        pytest.param(consume, {**OF_A, "consumer": None}, id="one"),
+        pytest.param(interleave, {**OF_A, **OF_B, "consumer": None}, id="two that take turns"),
+        pytest.param(break_off, {"rows": None, "A": "rows", "A fetches": "A"}, id="closed early"),
+        pytest.param(in_other_threads, OF_A, id="in other threads"),
+        pytest.param(
+            end_meanwhile, {"others": None, "rows": "others", "its": "rows", "A": "rows"}, id="spans that end meanwhile"
+        ),
+    ],
+)
+def test_spans_that_a_generator_has_open_go_with_it(
+    recorder: Recorder, reader: Reader, inside: Callable[[], None], expected: dict[str, str | None]
+) -> None:
+    def run() -> None:
+        inside()
+        assert current.get() is here()
+        with span("after"):
+            assert spans_of(reader) == ["after"]
+        assert spans_of(reader) == [""]
+
+    assert tree(spans_within(recorder, run)) == {**expected, "after": None}
+
+
+def test_a_generator_that_outlives_its_request_goes_on_in_the_next(recorder: Recorder, reader: Reader) -> None:
+    rows = rows_of("A")
+
+    def second() -> None:
+        with span("consumer"):
+            list(rows)
+            assert spans_of(reader) == ["consumer"]
+
+    within(recorder, lambda: next(rows))
+    assert tree(spans_within(recorder, second)) == {
+        "consumer": None,
+        "A fetches": "consumer",
+        "A is closed": "consumer",
+    }
+    assert current.get() is None
+
+
+def test_a_decorated_generator_takes_few_frames_of_the_stack_and_shows_none(recorder: Recorder) -> None:
+    @span("levels")
+    def levels(more: int) -> Iterator[int]:
+        if more:
+            yield from levels(more - 1)
+        yield len(inspect.stack(0))
+        raise KeyError(more)
+
+    def inside() -> None:
+        flat, deep = levels(0), levels(10)
+        assert next(deep) - next(flat) == 3 * 10
+        with pytest.raises(KeyError) as error:
+            next(flat)
+        assert [frame.function for frame in raised_of(error.value).frames] == ["inside", "levels"]
+
+    within(recorder, inside)
 
 
 def test_an_asynchronous_generator_stays_as_it_is() -> None:
