@@ -23,6 +23,8 @@ from typing import IO
 
 from gunicorn.config import Config
 
+from paste_agent.errors import StoreError
+
 ROOT = Path(__file__).resolve().parent.parent
 
 #: The console script, whether or not the distribution is installed. `-c` puts '' on sys.path, the script does not.
@@ -56,10 +58,20 @@ def wait_for(
 ) -> None:
     """Return once `condition()` is true; AssertionError that names `what` when it never is."""
     deadline = time.monotonic() + patience_s
-    while not condition():
+    while not _holds(condition):
         if time.monotonic() > deadline:
             raise AssertionError(f"waited {patience_s:g} s in vain for {what}")
         time.sleep(poll_s)
+
+
+def _holds(condition: Callable[[], object]) -> bool:
+    """Whether it does by now; one that looks into a store that is just being made does not yet."""
+    try:
+        return bool(condition())
+    except StoreError as error:
+        if "still empty" in str(error) or "no store yet" in str(error):
+            return False
+        raise
 
 
 def children_of(pid: int) -> list[int]:
@@ -109,9 +121,9 @@ class Served:
         """As the function of that name; fails at once when the server ends."""
 
         def met() -> bool:
-            if condition():
+            if _holds(condition):
                 return True
-            if self.process.poll() is not None and not condition():
+            if self.process.poll() is not None and not _holds(condition):
                 raise AssertionError(f"the server ended with {self.process.returncode} before {what}")
             return False
 

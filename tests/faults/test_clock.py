@@ -57,8 +57,6 @@ def test_durations_and_counts_do_not_notice(tmp_path: Path, seed: int) -> None:
 
 def steps_of(directory: Path) -> set[int]:
     """In which of the times the kept transactions began."""
-    if not (directory / "store.sqlite").exists():
-        return set()
     store = Store(str(directory / "store.sqlite"), read_only=True)
     try:
         rows = store.traces(0, 1e12, "newest", False, 1000)
