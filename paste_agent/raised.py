@@ -29,6 +29,7 @@ BETWEEN = tuple(
     os.path.join(_HERE, name)
     for name in (
         "background.py",
+        f"dashboard{os.sep}mount.py",
         "decorating.py",
         "filter.py",
         "functions.py",
