@@ -239,3 +239,30 @@ def raises_in_call(error: BaseException) -> App:
         deeper()
 
     return app
+
+
+def raises_after_start(error: BaseException) -> App:
+    def app(environ: Environ, start_response: Callable[..., Any]) -> Any:
+        start_response("200 OK", HEADERS)
+        raise error
+
+    return app
+
+
+def raises_in_iteration(error: BaseException) -> App:
+    def app(environ: Environ, start_response: Callable[..., Any]) -> Any:
+        start_response("200 OK", HEADERS)
+        yield b"part"
+        raise error
+
+    return app
+
+
+def raises_in_first_chunk(error: BaseException) -> App:
+    def app(environ: Environ, start_response: Callable[..., Any]) -> Any:
+        start_response("200 OK", HEADERS)
+        if environ:
+            raise error
+        yield b"never"
+
+    return app
